@@ -1,0 +1,250 @@
+"""What waits to be sent: fresh rows, batches in flight, batches to send again, and when.
+
+Plain data without threads or clocks: the writer holds its lock around every call and passes the
+time. Which failures mean an outage (all wait) and which a poisonous row (it alone waits) is
+decided here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.payload import MOST_BYTES_A_CHARACTER, wire_size
+
+if TYPE_CHECKING:
+    from lorc_eventlog.event_client import Row
+
+MAX_REQUEST_BYTES = 9_000_000
+"""BigQuery refuses requests over 10 MB; the rest is for what is not payload."""
+
+MAX_PAUSE = 60.0
+"""Seconds at most between two tries in an outage."""
+
+FIRST_PAUSE = 0.25
+TRIES_BEFORE_SPLIT = 3
+PROOFS_AGAINST_A_ROW = 3
+"""So often must a row have failed, while all others passed in between, to be given up..."""
+
+PATIENCE_WITH_A_ROW = 5.0
+"""... and for at least so many seconds: longer than BigQuery's usual hiccup."""
+
+_ROW_BYTES = 700
+_SMALL_PAYLOAD = 3_000
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Rows that are sent in one request, always with the same insertIds."""
+
+    rows: list[Row]
+    position: int
+    """How many rows had been submitted before its first."""
+    tries: int = 0
+    due: float = 0.0
+    failing_since: float | None = None
+    proofs: int = 0
+    """How often it failed while everything else passed."""
+    passed_before: int = 0
+    failed_before: int = 0
+
+
+class Backlog:
+    """The rows that are not yet settled. Not thread-safe: the writer's lock guards it."""
+
+    def __init__(self, *, batch_rows: int, flush_interval: float) -> None:
+        self.fresh: deque[Row] = deque()
+        self.fresh_bytes = 0
+        self.fresh_since = 0.0
+        self.flush_to = 0
+        """Rows before this position are sent without waiting for a full batch."""
+        self._batch_rows = batch_rows
+        self._flush_interval = flush_interval
+        self._taken = 0
+        self._in_flight: set[Batch] = set()
+        self._again: list[Batch] = []
+        self._failures = 0
+        self._failed_at = 0.0
+        self._resume_at = 0.0
+        self._passes = 0
+        self._first_failures = 0
+
+    @property
+    def position(self) -> int:
+        """How many rows have been added so far."""
+        return self._taken + len(self.fresh)
+
+    @property
+    def in_outage(self) -> bool:
+        """Whether requests fail at the moment, so that only one at a time probes."""
+        return self._failures > 0
+
+    @property
+    def holds_full_batch(self) -> bool:
+        """Whether fresh rows need not wait for more."""
+        return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= MAX_REQUEST_BYTES
+
+    def settled(self, position: int) -> bool:
+        """Whether every row before ``position`` is delivered or given up."""
+        return self._taken >= position and all(
+            batch.position >= position for batch in (*self._in_flight, *self._again)
+        )
+
+    def take(self, now: float, *, alone: bool = False) -> tuple[Batch | None, float | None]:
+        """Return the batch to send now, or None and the seconds until there may be one.
+
+        The seconds are None if only a new row, a flush or a finished request can change it.
+        With ``alone``, as in an outage, there is nothing to send while a request is on its way.
+        """
+        if (alone or self._failures) and self._in_flight:
+            return None, None
+        if self._failures:
+            if now < self._resume_at:
+                return None, self._resume_at - now
+            batch = self._probe(now)
+        else:
+            batch = self._take_again(now) or self._take_fresh(now)
+        if batch is not None:
+            self._in_flight.add(batch)
+            return batch, None
+        times = [batch.due for batch in self._again]
+        if self.fresh:
+            times.append(self.fresh_since + self._flush_interval)
+        return None, min(times) - now if times else None
+
+    def _probe(self, now: float) -> Batch | None:
+        # A batch that failed twice gives way to one that may show whether it is to blame.
+        if self._again and not (self._fresh_is_due(now) and self._again[0].tries > 1):
+            return self._again.pop(0)
+        return self._take_fresh(now)
+
+    def _take_again(self, now: float) -> Batch | None:
+        for index, batch in enumerate(self._again):
+            if batch.due <= now:
+                return self._again.pop(index)
+        return None
+
+    def _fresh_is_due(self, now: float) -> bool:
+        return bool(self.fresh) and (
+            self.holds_full_batch
+            or self._taken < self.flush_to
+            or now >= self.fresh_since + self._flush_interval
+        )
+
+    def _take_fresh(self, now: float) -> Batch | None:
+        if not self._fresh_is_due(now):
+            return None
+        fresh = self.fresh
+        rows: list[Row] = []
+        request_bytes = 0
+        while fresh and len(rows) < self._batch_rows:
+            request_bytes += _request_bytes(fresh[0]["payload"])
+            if rows and request_bytes > MAX_REQUEST_BYTES:
+                break
+            row = fresh.popleft()
+            self.fresh_bytes -= row_bytes(row)
+            rows.append(row)
+        batch = Batch(rows, position=self._taken)
+        self._taken += len(rows)
+        self.fresh_since = now
+        return batch
+
+    def passed(self, batch: Batch, again: list[Row], now: float) -> None:
+        """``batch`` was answered and all its rows are settled, but for those to send ``again``."""
+        self._in_flight.discard(batch)
+        self._passes += 1
+        self._failures = 0
+        if again:
+            due = now + _jitter(batch.tries)
+            self._again.append(
+                Batch(again, position=batch.position, tries=batch.tries + 1, due=due)
+            )
+
+    def refused(self, batch: Batch, now: float) -> bool:
+        """BigQuery refuses ``batch`` as a request; whether it is one row, and so given up."""
+        self._failures = 0
+        if len(batch.rows) == 1:
+            return True
+        self._split(batch, now)
+        return False
+
+    def failed(
+        self, batch: Batch, *, may_be_the_rows: bool, started: float, now: float
+    ) -> bool:
+        """The request that ``started`` with ``batch`` failed; whether it is given up.
+
+        It is, if it is a single row that failed time and again while everything else passed.
+        """
+        batch.tries += 1
+        if batch.failing_since is None:
+            batch.failing_since = now
+            self._first_failures += 1
+        elif (
+            may_be_the_rows
+            and self._passes > batch.passed_before
+            and self._first_failures == batch.failed_before
+        ):
+            batch.proofs += 1
+        batch.passed_before = self._passes
+        batch.failed_before = self._first_failures
+        if not batch.proofs:
+            self._pause(started, now)
+        if len(batch.rows) > 1:
+            if may_be_the_rows and (batch.proofs or batch.tries >= TRIES_BEFORE_SPLIT):
+                self._split(batch, now)
+                return False
+        elif (
+            batch.proofs >= PROOFS_AGAINST_A_ROW
+            and now - batch.failing_since >= PATIENCE_WITH_A_ROW
+        ):
+            return True
+        self._in_flight.discard(batch)
+        batch.due = now + _jitter(2 if batch.proofs else batch.tries)
+        self._again.append(batch)
+        return False
+
+    def given_up(self, batch: Batch) -> None:
+        """The last row of ``batch`` became a dead letter."""
+        self._in_flight.discard(batch)
+
+    def _pause(self, started: float, now: float) -> None:
+        # Requests that were on their way together when an outage began count as one failure.
+        if started >= self._failed_at:
+            self._failures += 1
+            self._failed_at = now
+            self._resume_at = now + _jitter(self._failures)
+
+    def _split(self, batch: Batch, now: float) -> None:
+        self._in_flight.discard(batch)
+        middle = len(batch.rows) // 2
+        for rows in (batch.rows[:middle], batch.rows[middle:]):
+            half = Batch(
+                rows,
+                position=batch.position,
+                due=now,
+                failing_since=batch.failing_since,
+                proofs=batch.proofs,
+                passed_before=batch.passed_before,
+                failed_before=batch.failed_before,
+            )
+            self._again.append(half)
+
+
+def _jitter(tries: int) -> float:
+    """Exponential backoff with full jitter."""
+    return random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16)))  # noqa: S311
+
+
+def row_bytes(row: Row) -> int:
+    """About how much memory ``row`` takes."""
+    return len(row["payload"]) + _ROW_BYTES
+
+
+def _request_bytes(payload: str) -> int:
+    """How much of a request a payload takes: at most this, and exactly if it is large."""
+    if len(payload) > _SMALL_PAYLOAD:
+        return wire_size(payload) + _ROW_BYTES
+    # In ASCII JSON text only quotes and backslashes grow, and they double.
+    return len(payload) * (2 if payload.isascii() else MOST_BYTES_A_CHARACTER) + _ROW_BYTES

@@ -1,0 +1,194 @@
+"""The core: one envelope, and one event written at once.
+
+The principles, which every other module keeps:
+
+* Callers choose ``event_type`` and ``payload``; nothing here knows what they mean.
+* No schema lookup (``schema_ref`` is informational), no policy, no validation of payloads.
+* BigQuery is the only store. There is no second copy elsewhere.
+* An envelope has exactly eight keys, and it holds the payload as a dict. Only the *row* that goes
+  over the wire holds the payload as JSON text, because that is how ``insertAll`` takes a JSON
+  column.
+* No message of this package ever holds a payload or a ``subject_id``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import orjson
+from uuid_utils import uuid4
+
+from lorc_eventlog.insert import insert_now
+from lorc_eventlog.payload import encode_payload, well_formed
+from lorc_eventlog.table import events_table
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+_from_timestamp = datetime.fromtimestamp
+
+
+class Envelope(TypedDict):
+    """One event, as everyone sees it: exactly these keys, in this order."""
+
+    event_id: str
+    event_type: str
+    source: str
+    schema_ref: str | None
+    created_at: str
+    correlation_id: str | None
+    subject_id: str | None
+    payload: dict[str, Any]
+
+
+class Row(TypedDict):
+    """An envelope as it goes over the wire: ``payload`` is JSON text, encoded once."""
+
+    event_id: str
+    event_type: str
+    source: str
+    schema_ref: str | None
+    created_at: str
+    correlation_id: str | None
+    subject_id: str | None
+    payload: str
+
+
+def build_envelope(
+    *,
+    event_type: str,
+    payload: Mapping[str, Any],
+    source: str,
+    schema_ref: str | None = None,
+    correlation_id: str | None = None,
+    subject_id: str | None = None,
+) -> Envelope:
+    """Make the envelope of one event, with a new UUID4 and the time now.
+
+    Args:
+        event_type: What happened, such as ``email.received``. Not empty.
+        payload: The event's own data. The envelope holds a copy of the outermost dict.
+        source: Who says so, such as ``gmail_ingester``. Not empty.
+        schema_ref: The name of the payload's schema, such as ``email.v1``; never looked up.
+        correlation_id: Ties the events of one trace together.
+        subject_id: Who the event is about. Never appears in a diagnostic.
+
+    Raises:
+        ValueError: ``event_type`` or ``source`` is no non-empty string, or the payload is no
+            mapping, or it cannot be JSON (:func:`~lorc_eventlog.payload.encode_payload`).
+    """
+    encode_payload(payload)
+    return envelope_at(
+        time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id
+    )
+
+
+def envelope_at(
+    created: float,
+    event_type: object,
+    payload: object,
+    source: object,
+    schema_ref: object = None,
+    correlation_id: object = None,
+    subject_id: object = None,
+) -> Envelope:
+    """Make the envelope of an event that happened at ``created`` (seconds since the epoch).
+
+    The one place where envelopes are made. It does not look into the payload: :func:`to_row`
+    does, once. An optional field that is neither a string nor None (a UUID, a number) becomes
+    its ``str``.
+    """
+    if type(event_type) is not str or not event_type or not event_type.isascii():
+        event_type = _name("event_type", event_type)
+    if type(source) is not str or not source or not source.isascii():
+        source = _name("source", source)
+    if type(payload) is not dict:
+        payload = _as_dict(payload)
+    return {
+        "event_id": str(uuid4()),
+        "event_type": event_type,
+        "source": source,
+        "schema_ref": None if schema_ref is None else _text(schema_ref),
+        "created_at": _from_timestamp(created, UTC).isoformat(timespec="microseconds"),
+        "correlation_id": None if correlation_id is None else _text(correlation_id),
+        "subject_id": None if subject_id is None else _text(subject_id),
+        "payload": payload,
+    }
+
+
+def to_row(envelope: Envelope) -> Row:
+    """Encode ``envelope`` for the wire; raises ValueError if its payload cannot be JSON."""
+    return {
+        "event_id": envelope["event_id"],
+        "event_type": envelope["event_type"],
+        "source": envelope["source"],
+        "schema_ref": envelope["schema_ref"],
+        "created_at": envelope["created_at"],
+        "correlation_id": envelope["correlation_id"],
+        "subject_id": envelope["subject_id"],
+        "payload": encode_payload(envelope["payload"]),
+    }
+
+
+def to_envelope(row: Row) -> Envelope:
+    """Decode a row that BigQuery refused, for those who handle dead letters."""
+    envelope: Any = {**row, "payload": orjson.loads(row["payload"])}
+    return cast("Envelope", envelope)
+
+
+def emit(
+    event_type: str,
+    payload: Mapping[str, Any],
+    *,
+    source: str,
+    bq_client: Client,
+    schema_ref: str | None = None,
+    correlation_id: str | None = None,
+    subject_id: str | None = None,
+) -> None:
+    """Write one event to BigQuery at once, in the caller's thread.
+
+    The table is read from ``EVENTS_BQ_DATASET`` and ``EVENTS_BQ_TABLE`` at the call. A request
+    that fails for the moment (429, 5xx) is tried again for up to 30 seconds.
+
+    Args:
+        event_type: As for :func:`build_envelope`, like ``payload`` and the other fields.
+        payload: The event's own data.
+        source: Who says so.
+        bq_client: The caller's ``google.cloud.bigquery.Client``.
+        schema_ref: The name of the payload's schema.
+        correlation_id: Ties the events of one trace together.
+        subject_id: Who the event is about.
+
+    Raises:
+        ValueError: The event is none; see :func:`build_envelope`.
+        RuntimeError: An environment variable is not set (the message names it), or BigQuery
+            refused the event (the message holds BigQuery's reasons).
+        requests.exceptions.RequestException: BigQuery was not reached.
+    """
+    envelope = envelope_at(
+        time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id
+    )
+    insert_now(bq_client, events_table(), to_row(envelope))
+
+
+def _name(field: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        found = "an empty string" if isinstance(value, str) else type(value).__name__
+        msg = f"{field} must be a non-empty string, not {found}"
+        raise ValueError(msg)
+    return well_formed(value)
+
+
+def _text(value: object) -> str:
+    return value if type(value) is str and value.isascii() else well_formed(str(value))
+
+
+def _as_dict(payload: object) -> dict[str, Any]:
+    if not isinstance(payload, Mapping):
+        msg = f"payload must be a mapping (a dict), not {type(payload).__name__}"
+        raise ValueError(msg)  # noqa: TRY004  the public contract: one exception for a bad event
+    return dict(payload)

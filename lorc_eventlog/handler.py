@@ -1,0 +1,112 @@
+"""The adapter for the standard library: a log record becomes an envelope."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.adapter import Adapter
+from lorc_eventlog.diagnostics import say_on_stderr
+from lorc_eventlog.event_client import envelope_at
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+    from lorc_eventlog.writer import EventWriter
+
+
+class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
+    """Sends every record that carries ``event_type`` to BigQuery; all others pass by.
+
+    The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
+    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them; a missing payload is
+    ``{}``. ``created_at`` is the record's own time.
+
+    The handler has no lock of its own, unlike other handlers: the writer needs none around it,
+    and so a log call never waits for another thread's.
+
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one on first use.
+        level: As for every handler.
+        source: The ``source`` of records that carry none.
+        background: True delivers by threads; False sends each event in the call.
+        writer: An ``EventWriter`` to share with other adapters.
+        writer_options: Options of :class:`~lorc_eventlog.EventWriter`; each a JSON value, but for
+            ``on_dead_letter``, which a dictConfig names by ``ext://``.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: An option has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        bq_client: Client | None = None,
+        level: int | str = logging.NOTSET,
+        *,
+        source: str | None = None,
+        background: bool = True,
+        writer: EventWriter | None = None,
+        **writer_options: Any,
+    ) -> None:
+        Adapter.__init__(
+            self, bq_client, source=source, background=background, writer=writer, **writer_options
+        )
+        logging.Handler.__init__(self, level)
+
+    def createLock(self) -> None:  # noqa: N802  logging's name
+        """Have no lock; see the class."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]
+        """Filter and emit ``record``, without a lock around it."""
+        verdict: bool | logging.LogRecord = True
+        if self.filters:
+            verdict = self.filter(record)
+            if isinstance(verdict, logging.LogRecord):  # since Python 3.12
+                record = verdict
+        if verdict and "event_type" in record.__dict__:
+            self.emit(record)
+        return verdict
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
+        fields = record.__dict__
+        event_type = fields.get("event_type")
+        if event_type is None:
+            return
+        try:
+            self.writer.submit(
+                envelope_at(
+                    record.created,
+                    event_type,
+                    fields.get("payload", {}),
+                    fields.get("source") or self.source,
+                    fields.get("schema_ref"),
+                    fields.get("correlation_id"),
+                    fields.get("subject_id"),
+                )
+            )
+        except Exception:  # noqa: BLE001  a log call never raises
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Report on stderr what became of ``record``, if ``logging.raiseExceptions`` is set.
+
+        Unlike the inherited method it prints neither the message nor its arguments, which may
+        hold what the payload holds.
+        """
+        if logging.raiseExceptions:
+            error = sys.exc_info()[1]
+            event_type = record.__dict__.get("event_type")
+            what = f"event {event_type!r}" if isinstance(event_type, str) else "an event"
+            say_on_stderr(
+                f"{what} of logger {record.name!r} ({record.pathname}:{record.lineno}) is not "
+                f"recorded: {type(error).__name__}: {error}"
+            )
+
+    def close(self) -> None:
+        """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered."""
+        Adapter.close(self)
+        logging.Handler.close(self)

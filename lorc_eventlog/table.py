@@ -1,0 +1,170 @@
+"""Which table the events go to, what it looks like, how it is made and how it is checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.cloud.bigquery import Client, SchemaField, Table
+
+DATASET_VARIABLE = "EVENTS_BQ_DATASET"
+TABLE_VARIABLE = "EVENTS_BQ_TABLE"
+
+COLUMNS = {
+    "event_id": ("STRING", "REQUIRED"),
+    "event_type": ("STRING", "REQUIRED"),
+    "source": ("STRING", "REQUIRED"),
+    "schema_ref": ("STRING", "NULLABLE"),
+    "created_at": ("STRING", "REQUIRED"),
+    "correlation_id": ("STRING", "NULLABLE"),
+    "subject_id": ("STRING", "NULLABLE"),
+    "payload": ("JSON", "REQUIRED"),
+}
+"""Name, type and mode of each column: one for each key of the envelope, in its order."""
+
+CLUSTERING = ("event_type", "source")
+
+_DATASET = re.compile(r"(?:[A-Za-z0-9:.-]+\.)?[A-Za-z0-9_]+")
+_TABLE = re.compile(r"[\w $-]+")
+
+
+def events_table() -> str:
+    """Name the table, ``dataset.table`` or ``project.dataset.table``, as the environment says.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set (the message names
+            each that is missing), or holds what cannot be a dataset or a table.
+    """
+    dataset = os.environ.get(DATASET_VARIABLE, "")
+    table = os.environ.get(TABLE_VARIABLE, "")
+    missing = [
+        name for name, value in ((DATASET_VARIABLE, dataset), (TABLE_VARIABLE, table)) if not value
+    ]
+    if missing:
+        msg = (
+            f"{' and '.join(missing)} not set: set {DATASET_VARIABLE} to the BigQuery dataset "
+            f"(dataset or project.dataset) and {TABLE_VARIABLE} to the table that the events go to"
+        )
+        raise RuntimeError(msg)
+    if not _DATASET.fullmatch(dataset):
+        msg = f"{DATASET_VARIABLE} is {dataset!r}: it must be dataset or project.dataset"
+        raise RuntimeError(msg)
+    if not _TABLE.fullmatch(table):
+        msg = f"{TABLE_VARIABLE} is {table!r}: it must be the name of a table in {dataset}"
+        raise RuntimeError(msg)
+    return f"{dataset}.{table}"
+
+
+def events_project() -> str | None:
+    """Return the project in ``EVENTS_BQ_DATASET``, or None if it names only a dataset."""
+    return os.environ.get(DATASET_VARIABLE, "").rpartition(".")[0] or None
+
+
+def events_schema() -> list[SchemaField]:
+    """Return the columns of the events table as the BigQuery client takes them."""
+    from google.cloud.bigquery import SchemaField
+
+    return [SchemaField(name, kind, mode=mode) for name, (kind, mode) in COLUMNS.items()]
+
+
+def events_table_ddl(table: str | None = None) -> str:
+    """Return the ``CREATE TABLE`` statement of the events table.
+
+    Args:
+        table: ``dataset.table`` or ``project.dataset.table``; None takes the environment's.
+    """
+    columns = ",\n".join(
+        f"    {name} {kind}{' NOT NULL' if mode == 'REQUIRED' else ''}"
+        for name, (kind, mode) in COLUMNS.items()
+    )
+    return (
+        f"CREATE TABLE IF NOT EXISTS `{table or events_table()}` (\n{columns}\n)\n"
+        f"PARTITION BY DATE(_PARTITIONTIME)\n"
+        f"CLUSTER BY {', '.join(CLUSTERING)};"
+    )
+
+
+def create_events_table(client: Client, *, location: str | None = None) -> Table:
+    """Create the events table, and its dataset, unless they are there.
+
+    The table is partitioned by the day of ingestion and clustered by event_type and source.
+    Both names come from the environment (:func:`events_table`). May be called again: what is
+    there is left as it is; :func:`check_events_table` says whether it fits.
+
+    Args:
+        client: A ``google.cloud.bigquery.Client`` that may create datasets and tables.
+        location: Where a new dataset is kept, such as ``EU``; None takes the client's.
+
+    Raises:
+        RuntimeError: An environment variable is not set.
+        google.api_core.exceptions.GoogleAPICallError: BigQuery refused, as it says.
+    """
+    from google.cloud import bigquery
+
+    table = bigquery.Table(_full_name(client), schema=events_schema())
+    table.time_partitioning = bigquery.TimePartitioning(type_=bigquery.TimePartitioningType.DAY)
+    table.clustering_fields = CLUSTERING
+    dataset = bigquery.Dataset(f"{table.project}.{table.dataset_id}")
+    if location is not None:
+        dataset.location = location
+    client.create_dataset(dataset, exists_ok=True)
+    return client.create_table(table, exists_ok=True)
+
+
+def check_events_table(client: Client) -> None:
+    """Check that the events table is there and takes every column of the envelope.
+
+    Args:
+        client: A ``google.cloud.bigquery.Client`` that may read the table's metadata.
+
+    Raises:
+        RuntimeError: Lists everything that is wrong, each with what to do; or an environment
+            variable is not set.
+        google.api_core.exceptions.GoogleAPICallError: BigQuery did not let us look.
+    """
+    from google.api_core.exceptions import NotFound
+
+    name = _full_name(client)
+    try:
+        table = client.get_table(name)
+    except NotFound:
+        msg = (
+            f"table {name} not found: create it with lorc_eventlog.create_events_table(client), "
+            f"or correct {DATASET_VARIABLE} and {TABLE_VARIABLE}"
+        )
+        raise RuntimeError(msg) from None
+    problems = list(_problems(name, {column.name: column for column in table.schema}))
+    if problems:
+        raise RuntimeError("\n".join([f"table {name} cannot take events:", *problems]))
+
+
+def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
+    for column, (kind, _) in COLUMNS.items():
+        if column not in found:
+            yield (
+                f"- column {column} is missing: "
+                f"ALTER TABLE `{name}` ADD COLUMN {column} {kind};"
+            )
+        elif found[column].field_type != kind or found[column].mode == "REPEATED":
+            repeated = "REPEATED " if found[column].mode == "REPEATED" else ""
+            yield (
+                f"- column {column} is {repeated}{found[column].field_type}, must be {kind}: "
+                f"BigQuery cannot change a column in place, so create the table anew "
+                f"(create_events_table) and copy the rows"
+            )
+    for column in found.keys() - COLUMNS.keys():
+        if found[column].mode == "REQUIRED":
+            yield (
+                f"- column {column} is REQUIRED and no event fills it: "
+                f"ALTER TABLE `{name}` ALTER COLUMN {column} DROP NOT NULL;"
+            )
+
+
+def _full_name(client: Client) -> str:
+    table = events_table()
+    return table if events_project() else f"{client.project}.{table}"

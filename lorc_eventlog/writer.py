@@ -1,0 +1,545 @@
+"""The background: rows go into memory in the call, and to BigQuery in batches by threads."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorc_eventlog.backlog import MAX_REQUEST_BYTES, Backlog, Batch, row_bytes
+from lorc_eventlog.client import import_guard, open_client, renew_connections
+from lorc_eventlog.diagnostics import Throttle, logger, say_on_stderr
+from lorc_eventlog.event_client import Envelope, Row, envelope_at, to_envelope, to_row
+from lorc_eventlog.insert import (
+    REQUEST_TIMEOUT,
+    Answer,
+    RequestRefusedError,
+    TryAgainError,
+    as_failure,
+    insert_rows,
+)
+from lorc_eventlog.table import events_table
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+MAX_SENDERS = 8
+"""Threads that send at the same time: 20,000 events a second at 100 ms each need four."""
+
+IDLE_SECONDS = 5.0
+"""After so long without work every sender but one leaves."""
+
+MAX_BATCH_ROWS = 50_000
+"""BigQuery takes no more rows in a request, and recommends about 500."""
+
+DeadLetterCallback = Callable[[Envelope, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStats:
+    """What became of the events: ``submitted == delivered + rejected + dropped + buffered``.
+
+    Each process counts its own events; after a fork the child starts at zero.
+    """
+
+    submitted: int
+    delivered: int
+    rejected: int
+    """Dead letters: BigQuery will never take them."""
+    dropped: int
+    """Lost to a full buffer."""
+    retries: int
+    """Requests that failed and whose rows are sent again."""
+    buffered: int
+    """Waiting, or on their way."""
+    last_error: str | None
+
+
+class EventWriter:
+    """Takes envelopes from any thread and delivers them to BigQuery in the background.
+
+    Threads: :meth:`submit` runs on the caller's thread and appends to memory. Sender threads
+    (daemons, started with the first event and, under load, up to eight) take batches and send
+    them. At exit, when no thread can be started, the thread that flushes sends.
+
+    Lock: ``_lock`` guards every field below it in ``__init__``, the backlog included. It is
+    re-entrant, because a signal handler may log in the middle of a log call. It is never held
+    over the network or a callback. Two conditions share it: ``_work`` wakes senders, ``_progress``
+    wakes those who wait for a flush or for room.
+
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one in the background, on first
+            use (:func:`lorc_eventlog.client.open_client`).
+        batch_rows: The most rows in one request, at most BigQuery's 50,000.
+        flush_interval: Seconds after which a batch is sent though it is not full.
+        capacity: The most events in memory, those on their way included.
+        capacity_bytes: The most memory that they take, roughly.
+        overflow: What a full buffer does to a new event: ``"drop"`` counts and warns, and never
+            blocks the application; ``"block"`` waits for room.
+        close_timeout: Seconds that :meth:`close` and the exit of the process wait for delivery.
+        on_dead_letter: Called with the envelope and BigQuery's reason for each event that
+            BigQuery will never take, on a sender thread. Without it, an ERROR is logged.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: An option has a value that it cannot have.
+    """
+
+    def __init__(
+        self,
+        bq_client: Client | None = None,
+        *,
+        batch_rows: int = 500,
+        flush_interval: float = 1.0,
+        capacity: int = 100_000,
+        capacity_bytes: int = 64 * 2**20,
+        overflow: Literal["drop", "block"] = "drop",
+        close_timeout: float = 10.0,
+        on_dead_letter: DeadLetterCallback | None = None,
+    ) -> None:
+        _check(1 <= batch_rows <= MAX_BATCH_ROWS, "batch_rows", batch_rows, "from 1 to 50,000")
+        _check(flush_interval >= 0, "flush_interval", flush_interval, "seconds, not negative")
+        _check(capacity >= 1, "capacity", capacity, "at least 1 event")
+        _check(capacity_bytes >= 1, "capacity_bytes", capacity_bytes, "at least 1 byte")
+        _check(overflow in ("drop", "block"), "overflow", overflow, '"drop" or "block"')
+        _check(close_timeout >= 0, "close_timeout", close_timeout, "seconds, not negative")
+        _check(
+            on_dead_letter is None or callable(on_dead_letter),
+            "on_dead_letter",
+            on_dead_letter,
+            "a callable (in a dictConfig: ext://package.function)",
+        )
+        self._table = events_table()
+        self._given_client = bq_client
+        self._batch_rows = batch_rows
+        self._flush_interval = flush_interval
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._overflow = overflow
+        self.close_timeout = close_timeout
+        self._on_dead_letter = on_dead_letter
+        self._generation = 0
+        self._client = bq_client
+        self._begin()
+        _writers.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._work = threading.Condition(self._lock)
+        self._progress = threading.Condition(self._lock)
+        self._backlog = Backlog(batch_rows=self._batch_rows, flush_interval=self._flush_interval)
+        self._senders: set[threading.Thread] = set()
+        self._exit_deadline: float | None = None
+        self._submitted = 0
+        self._delivered = 0
+        self._rejected = 0
+        self._dropped = 0
+        self._dropped_unsaid = 0
+        self._retries = 0
+        self._held = 0
+        self._held_bytes = 0
+        self._last_error: str | None = None
+        self._said_failing = False
+        self._failure_throttle = Throttle(60.0)
+        self._drop_throttle = Throttle(5.0)
+
+    # In the call
+
+    def emit(
+        self,
+        event_type: str,
+        payload: Mapping[str, Any],
+        *,
+        source: str,
+        schema_ref: str | None = None,
+        correlation_id: str | None = None,
+        subject_id: str | None = None,
+    ) -> None:
+        """Build an envelope and submit it; arguments as for ``build_envelope``.
+
+        Raises:
+            ValueError: The event is none; nothing was submitted.
+        """
+        self.submit(
+            envelope_at(
+                time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id
+            )
+        )
+
+    def submit(self, envelope: Envelope) -> None:
+        """Take ``envelope`` for delivery. What happens to its payload afterwards is ignored.
+
+        Raises:
+            ValueError: The payload cannot be JSON; nothing was submitted.
+        """
+        row = to_row(envelope)
+        size = row_bytes(row)
+        with self._lock:
+            if self._held >= self._capacity or self._held_bytes + size > self._capacity_bytes:
+                has_room = self._overflow == "block" and self._wait_for_room(size)
+                if not has_room:
+                    self._drop()
+                    return
+            self._submitted += 1
+            self._held += 1
+            self._held_bytes += size
+            backlog = self._backlog
+            fresh = backlog.fresh
+            if not fresh:
+                backlog.fresh_since = time.monotonic()
+            fresh.append(row)
+            backlog.fresh_bytes += size
+            # Senders wake for the first row and for a full batch, not for every row.
+            if len(fresh) == 1 or len(fresh) == self._batch_rows or (
+                backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size
+            ):
+                self._wake_sender()
+        if self._exit_deadline is not None:
+            self._deliver_late()
+
+    def _wait_for_room(self, size: int) -> bool:
+        if threading.current_thread() in self._senders:
+            return False  # a dead-letter callback that logs: nobody else would make room
+        while self._held >= self._capacity or self._held_bytes + size > self._capacity_bytes:
+            if not self._wake_sender() or not self._held:
+                return False
+            self._progress.wait()
+        return True
+
+    def _drop(self) -> None:
+        self._submitted += 1
+        self._dropped += 1
+        self._dropped_unsaid += 1
+        if self._drop_throttle.lets_through(time.monotonic()):
+            self._say_drops()
+
+    def _say_drops(self) -> None:
+        count, self._dropped_unsaid = self._dropped_unsaid, 0
+        logger.warning(
+            "%d events were dropped: the buffer is full (capacity %d events, %d bytes); "
+            "last error from BigQuery: %s",
+            count,
+            self._capacity,
+            self._capacity_bytes,
+            self._last_error,
+        )
+
+    # Waiting for delivery
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Send what is buffered and wait until it is settled.
+
+        Args:
+            timeout: Seconds to wait at most; None waits for as long as it takes.
+
+        Returns:
+            Whether everything submitted before the call is in BigQuery, or was given up and
+            reported. False says that ``timeout`` came first; the events stay in the buffer.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            position = self._hurry()
+            if threading.current_thread() in self._senders:
+                return self._backlog.settled(position)  # a callback cannot wait for itself
+            send_here = self._held > 0 and not self._wake_sender()
+        if send_here:
+            self._send_until(position, deadline)
+        with self._lock:
+            while not self._backlog.settled(position):
+                seconds = None if deadline is None else deadline - time.monotonic()
+                if seconds is not None and seconds <= 0:
+                    return False
+                self._progress.wait(seconds)
+        return True
+
+    def close(self) -> None:
+        """Flush for at most ``close_timeout`` seconds and end the sender threads.
+
+        What could not be delivered is reported and stays in the buffer. Events that are submitted
+        later are still delivered: the writer starts again by itself.
+        """
+        self._close_by(time.monotonic() + self.close_timeout, logger.error)
+
+    def _close_by(self, deadline: float, say: Callable[[str], object]) -> None:
+        self.flush(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            self._generation += 1
+            self._work.notify_all()
+            senders = self._senders - {threading.current_thread()}
+            left, last_error = self._held, self._last_error
+            if self._dropped_unsaid:
+                self._say_drops()
+        _unclosed.discard(self)
+        for sender in senders:
+            sender.join(max(0.0, deadline - time.monotonic()))
+        if left:
+            say(f"{left} events are not delivered yet; last error from BigQuery: {last_error}")
+
+    def stats(self) -> WriterStats:
+        """Return the counters, all taken at one moment."""
+        with self._lock:
+            return WriterStats(
+                submitted=self._submitted,
+                delivered=self._delivered,
+                rejected=self._rejected,
+                dropped=self._dropped,
+                retries=self._retries,
+                buffered=self._held,
+                last_error=self._last_error,
+            )
+
+    def _hurry(self) -> int:
+        position = self._backlog.position
+        self._backlog.flush_to = max(self._backlog.flush_to, position)
+        self._work.notify_all()
+        return position
+
+    # Sender threads
+
+    def _wake_sender(self) -> bool:
+        """Wake a sender, or start one; False if none can be started any more."""
+        if self._senders:
+            self._work.notify()
+            return True
+        return self._start_sender()
+
+    def _start_sender(self) -> bool:
+        sender = threading.Thread(
+            target=self._send_until_idle,
+            args=(self._generation,),
+            name=f"lorc_eventlog-sender-{len(self._senders) + 1}",
+            daemon=True,
+        )
+        _unclosed.add(self)
+        self._senders.add(sender)
+        try:
+            sender.start()
+        except RuntimeError:  # the interpreter is shutting down (3.12+), or out of threads
+            self._senders.discard(sender)
+            return False
+        _flush_before_the_process_ends()
+        return True
+
+    def _send_until_idle(self, generation: int) -> None:
+        while (batch := self._next_batch(generation)) is not None:
+            self._send(batch, REQUEST_TIMEOUT)
+
+    def _next_batch(self, generation: int) -> Batch | None:
+        with self._lock:
+            idle_since = time.monotonic()
+            while generation == self._generation:
+                now = time.monotonic()
+                batch, seconds = self._backlog.take(now, alone=self._client is None)
+                if batch is not None:
+                    self._share_the_load()
+                    return batch
+                extra = len(self._senders) > 1
+                if extra:
+                    idle = idle_since + IDLE_SECONDS - now
+                    if idle <= 0:
+                        break
+                    seconds = idle if seconds is None else min(seconds, idle)
+                self._work.wait(seconds)
+            self._senders.discard(threading.current_thread())
+            return None
+
+    def _share_the_load(self) -> None:
+        backlog = self._backlog
+        if backlog.holds_full_batch and not backlog.in_outage and self._client is not None:
+            self._work.notify()
+            if len(self._senders) < MAX_SENDERS:
+                self._start_sender()
+
+    def _send_until(self, position: int, deadline: float | None) -> None:
+        """Do a sender's work on the calling thread."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                remaining = REQUEST_TIMEOUT if deadline is None else deadline - now
+                if self._backlog.settled(position) or remaining <= 0:
+                    return
+                batch, seconds = self._backlog.take(now, alone=self._client is None)
+                if batch is None:
+                    self._work.wait(remaining if seconds is None else min(remaining, seconds))
+                    continue
+            self._send(batch, min(REQUEST_TIMEOUT, remaining))
+
+    # One request and what becomes of it
+
+    def _send(self, batch: Batch, timeout: float) -> None:
+        started = time.monotonic()
+        try:
+            answer = insert_rows(self._open_client(), self._table, batch.rows, timeout=timeout)
+        except TryAgainError as failure:
+            self._failed(batch, failure, started)
+        except RequestRefusedError as refusal:
+            with self._lock:
+                self._last_error = str(refusal)
+                given_up = self._backlog.refused(batch, time.monotonic())
+                self._tell()
+            if given_up:
+                self._give_up(batch, str(refusal))
+        else:
+            self._answered(batch, answer)
+
+    def _open_client(self) -> Client:
+        if self._client is None:
+            try:
+                self._client = open_client()
+            except Exception as error:  # noqa: BLE001  whatever it is, the events wait for it
+                raise as_failure(error, ()) from None
+        return self._client
+
+    def _answered(self, batch: Batch, answer: Answer) -> None:
+        unstored = answer.refused.keys() | set(answer.again)
+        stored = [row for index, row in enumerate(batch.rows) if index not in unstored]
+        with self._lock:
+            self._delivered += len(stored)
+            self._release(stored)
+            recovered, self._said_failing = self._said_failing, False
+        if recovered:
+            logger.info("BigQuery takes events again; %d are buffered", self._held)
+        for index, reason in answer.refused.items():
+            self._bury(batch.rows[index], reason)
+        with self._lock:
+            again = [batch.rows[index] for index in answer.again]
+            self._backlog.passed(batch, again, time.monotonic())
+            self._tell()
+
+    def _failed(self, batch: Batch, failure: TryAgainError, started: float) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._last_error = str(failure)
+            given_up = self._backlog.failed(
+                batch, may_be_the_rows=failure.may_be_the_rows, started=started, now=now
+            )
+            self._retries += not given_up
+            said = self._failure_throttle.lets_through(now)
+            self._said_failing = self._said_failing or said
+            self._tell()
+        if said:
+            say = logger.error if failure.what_to_do else logger.warning
+            say("BigQuery does not take events for now, they wait: %s", failure)
+        if given_up:
+            self._give_up(batch, str(failure))
+
+    def _give_up(self, batch: Batch, reason: str) -> None:
+        for row in batch.rows:
+            self._bury(row, reason)
+        with self._lock:
+            self._backlog.given_up(batch)
+            self._tell()
+
+    def _bury(self, row: Row, reason: str) -> None:
+        if self._on_dead_letter is None:
+            logger.error(
+                "event %s (%s) is rejected: %s", row["event_id"], row["event_type"], reason
+            )
+        else:
+            try:
+                self._on_dead_letter(to_envelope(row), reason)
+            except Exception as error:  # noqa: BLE001  the user's code must not end a sender
+                # Its message may quote the payload.
+                logger.error(  # noqa: TRY400
+                    "on_dead_letter raised %s for event %s (%s), which is rejected: %s",
+                    type(error).__name__,
+                    row["event_id"],
+                    row["event_type"],
+                    reason,
+                )
+        with self._lock:
+            self._rejected += 1
+            self._last_error = reason
+            self._release([row])
+
+    def _release(self, rows: list[Row]) -> None:
+        self._held -= len(rows)
+        self._held_bytes -= sum(map(row_bytes, rows))
+
+    def _tell(self) -> None:
+        self._progress.notify_all()
+        self._work.notify()
+
+    # Exit and fork
+
+    def _finish(self, deadline: float) -> None:
+        with self._lock:
+            self._exit_deadline = deadline
+        self._close_by(deadline, say_on_stderr)
+
+    def _deliver_late(self) -> None:
+        """Deliver what is logged after our exit function ran: nothing later would."""
+        self._close_by(self._exit_deadline or 0.0, say_on_stderr)
+
+    def _start_anew_in_child(self) -> None:
+        """The parent delivers what is buffered; the child has its own buffer and connections."""
+        self._generation += 1
+        self._client = self._given_client
+        if self._client is not None:
+            renew_connections(self._client)
+        self._begin()
+
+
+def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noqa: FBT001
+    if not good:
+        msg = f"{option} must be {meaning}, not {value!r}"
+        raise ValueError(msg)
+
+
+_writers: weakref.WeakSet[EventWriter] = weakref.WeakSet()
+_unclosed: set[EventWriter] = set()
+"""Keeps a writer alive, although nobody else does, until what it holds is delivered."""
+
+_ends_by_multiprocessing = False
+
+
+def _finish_all() -> None:
+    started = time.monotonic()
+    writers = list(_writers)
+    for writer in writers:
+        with writer._lock:  # noqa: SLF001
+            writer._hurry()  # noqa: SLF001
+    for writer in writers:
+        writer._finish(started + writer.close_timeout)  # noqa: SLF001
+
+
+def _flush_before_the_process_ends() -> None:
+    """Flush in processes of multiprocessing and Celery, which end by ``os._exit``."""
+    global _ends_by_multiprocessing  # noqa: PLW0603
+    if _ends_by_multiprocessing:
+        return
+    _ends_by_multiprocessing = True
+    for name in ("multiprocessing.util", "billiard.util"):
+        if name in sys.modules:
+            # After all other finalizers, which may log.
+            sys.modules[name].Finalize(None, _flush_all, exitpriority=-100)
+
+
+def _flush_all() -> None:
+    for writer in list(_unclosed):
+        writer._close_by(time.monotonic() + writer.close_timeout, say_on_stderr)  # noqa: SLF001
+
+
+def _after_fork_in_child() -> None:
+    global _ends_by_multiprocessing  # noqa: PLW0603
+    _ends_by_multiprocessing = False
+    import_guard.release()
+    _unclosed.clear()
+    for writer in list(_writers):
+        writer._start_anew_in_child()  # noqa: SLF001
+
+
+# Registered with the import, so that it runs after the exit functions of the application.
+atexit.register(_finish_all)
+if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
+    os.register_at_fork(
+        before=import_guard.acquire,
+        after_in_parent=import_guard.release,
+        after_in_child=_after_fork_in_child,
+    )
