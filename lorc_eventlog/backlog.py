@@ -63,6 +63,7 @@ class Backlog:
         self._batch_rows = batch_rows
         self._flush_interval = flush_interval
         self._taken = 0
+        self._skipped = 0
         self._in_flight: set[Batch] = set()
         self._again: list[Batch] = []
         self._failures = 0
@@ -74,7 +75,7 @@ class Backlog:
     @property
     def position(self) -> int:
         """How many rows have been added so far."""
-        return self._taken + len(self.fresh)
+        return self._taken + len(self.fresh) + self._skipped
 
     @property
     def in_outage(self) -> bool:
@@ -149,7 +150,15 @@ class Backlog:
         batch = Batch(rows, position=self._taken)
         self._taken += len(rows)
         self.fresh_since = now
+        self.skip(0)
         return batch
+
+    def skip(self, count: int) -> None:
+        """Count ``count`` rows that were expected after the fresh ones and will never come."""
+        self._skipped += count
+        if not self.fresh:
+            self._taken += self._skipped
+            self._skipped = 0
 
     def passed(self, batch: Batch, again: list[Row], now: float) -> None:
         """``batch`` was answered and all its rows are settled, but for those to send ``again``."""

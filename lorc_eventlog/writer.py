@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorc_eventlog.backlog import MAX_REQUEST_BYTES, Backlog, Batch, row_bytes
@@ -28,6 +29,8 @@ from lorc_eventlog.table import events_table
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
+
+    from lorc_eventlog.spool import Spool
 
 MAX_SENDERS = 8
 """Threads that send at the same time: 20,000 events a second at 100 ms each need four."""
@@ -85,6 +88,11 @@ class EventWriter:
         close_timeout: Seconds that :meth:`close` and the exit of the process wait for delivery.
         on_dead_letter: Called with the envelope and BigQuery's reason for each event that
             BigQuery will never take, on a sender thread. Without it, an ERROR is logged.
+        spool_dir: A directory that keeps each event from the log call until BigQuery has it.
+            Memory then holds ``capacity`` events of them; processes may share the directory.
+        spool_max_bytes: The most disk that this process takes; then ``overflow`` decides.
+        spool_sync: ``"normal"`` survives the death of the process, ``"full"`` that of the machine
+            (each log call then waits for the disk).
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
@@ -102,6 +110,9 @@ class EventWriter:
         overflow: Literal["drop", "block"] = "drop",
         close_timeout: float = 10.0,
         on_dead_letter: DeadLetterCallback | None = None,
+        spool_dir: str | os.PathLike[str] | None = None,
+        spool_max_bytes: int = 2**30,
+        spool_sync: Literal["normal", "full"] = "normal",
     ) -> None:
         _check(1 <= batch_rows <= MAX_BATCH_ROWS, "batch_rows", batch_rows, "from 1 to 50,000")
         _check(flush_interval >= 0, "flush_interval", flush_interval, "seconds, not negative")
@@ -115,6 +126,8 @@ class EventWriter:
             on_dead_letter,
             "a callable (in a dictConfig: ext://package.function)",
         )
+        _check(spool_max_bytes >= 1, "spool_max_bytes", spool_max_bytes, "at least 1 byte")
+        _check(spool_sync in ("normal", "full"), "spool_sync", spool_sync, '"normal" or "full"')
         self._table = events_table()
         self._given_client = bq_client
         self._batch_rows = batch_rows
@@ -124,17 +137,31 @@ class EventWriter:
         self._overflow = overflow
         self.close_timeout = close_timeout
         self._on_dead_letter = on_dead_letter
+        self._spool_dir = None if spool_dir is None else Path(spool_dir)
+        self._spool_max_bytes = spool_max_bytes
+        self._spool_durable = spool_sync == "full"
         self._generation = 0
         self._client = bq_client
         self._begin()
         _writers.add(self)
+        if self._spool is not None:
+            with self._lock:
+                self._start_sender()  # there may be events of a process that is gone
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
         self._backlog = Backlog(batch_rows=self._batch_rows, flush_interval=self._flush_interval)
+        self._spool: Spool | None = None
+        if self._spool_dir is not None:
+            from lorc_eventlog.spool import Spool
+
+            self._spool = Spool(
+                self._spool_dir, max_bytes=self._spool_max_bytes, durable=self._spool_durable
+            )
         self._senders: set[threading.Thread] = set()
+        self._closed = False
         self._exit_deadline: float | None = None
         self._submitted = 0
         self._delivered = 0
@@ -180,36 +207,54 @@ class EventWriter:
         """
         row = to_row(envelope)
         size = row_bytes(row)
+        line = b"" if self._spool is None else self._spool.encode(row)
         with self._lock:
-            if self._held >= self._capacity or self._held_bytes + size > self._capacity_bytes:
-                has_room = self._overflow == "block" and self._wait_for_room(size)
-                if not has_room:
+            while not self._keep(row, size, line):
+                if not (self._overflow == "block" and self._wait_for_room()):
                     self._drop()
                     return
-            self._submitted += 1
-            self._held += 1
-            self._held_bytes += size
-            backlog = self._backlog
-            fresh = backlog.fresh
-            if not fresh:
-                backlog.fresh_since = time.monotonic()
-            fresh.append(row)
-            backlog.fresh_bytes += size
-            # Senders wake for the first row and for a full batch, not for every row.
-            if len(fresh) == 1 or len(fresh) == self._batch_rows or (
-                backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size
-            ):
-                self._wake_sender()
         if self._exit_deadline is not None:
             self._deliver_late()
 
-    def _wait_for_room(self, size: int) -> bool:
+    def _keep(self, row: Row, size: int, line: bytes) -> bool:
+        has_room = (
+            self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
+        )
+        spool = self._spool
+        if spool is not None:
+            if spool.is_full(line):
+                return False
+            in_memory = has_room and not spool.unread
+            if spool.append(row["event_id"], line, in_memory=in_memory) and not in_memory:
+                self._submitted += 1
+                return True
+        if not has_room:
+            return False
+        self._submitted += 1
+        self._hold(row, size)
+        return True
+
+    def _hold(self, row: Row, size: int) -> None:
+        self._held += 1
+        self._held_bytes += size
+        backlog = self._backlog
+        fresh = backlog.fresh
+        if not fresh:
+            backlog.fresh_since = time.monotonic()
+        fresh.append(row)
+        backlog.fresh_bytes += size
+        # Senders wake for the first row and for a full batch, not for every row.
+        if len(fresh) == 1 or len(fresh) == self._batch_rows or (
+            backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size
+        ):
+            self._wake_sender()
+
+    def _wait_for_room(self) -> bool:
         if threading.current_thread() in self._senders:
             return False  # a dead-letter callback that logs: nobody else would make room
-        while self._held >= self._capacity or self._held_bytes + size > self._capacity_bytes:
-            if not self._wake_sender() or not self._held:
-                return False
-            self._progress.wait()
+        if not self._held or not self._wake_sender():
+            return False
+        self._progress.wait()
         return True
 
     def _drop(self) -> None:
@@ -247,7 +292,7 @@ class EventWriter:
             position = self._hurry()
             if threading.current_thread() in self._senders:
                 return self._backlog.settled(position)  # a callback cannot wait for itself
-            send_here = self._held > 0 and not self._wake_sender()
+            send_here = self._buffered > 0 and not self._wake_sender()
         if send_here:
             self._send_until(position, deadline)
         with self._lock:
@@ -259,27 +304,33 @@ class EventWriter:
         return True
 
     def close(self) -> None:
-        """Flush for at most ``close_timeout`` seconds and end the sender threads.
+        """Flush for at most ``close_timeout`` seconds; then the sender threads end.
 
-        What could not be delivered is reported and stays in the buffer. Events that are submitted
-        later are still delivered: the writer starts again by itself.
+        What could not be delivered by then is reported, and still sent as long as the process
+        lives. Events that are submitted later are delivered too: the writer starts again.
         """
         self._close_by(time.monotonic() + self.close_timeout, logger.error)
 
     def _close_by(self, deadline: float, say: Callable[[str], object]) -> None:
         self.flush(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            self._generation += 1
+            self._closed = True
             self._work.notify_all()
             senders = self._senders - {threading.current_thread()}
-            left, last_error = self._held, self._last_error
+            left, last_error = self._buffered, self._last_error
+            kept = 0
+            if self._spool is not None:
+                self._spool.close()
+                kept = self._spool.kept
             if self._dropped_unsaid:
                 self._say_drops()
+        if left:
+            where = f" ({kept} are kept in {self._spool_dir} for the next start)" if kept else ""
+            say(f"{left} events are not delivered yet{where}; last error: {last_error}")
+            return
         _unclosed.discard(self)
         for sender in senders:
             sender.join(max(0.0, deadline - time.monotonic()))
-        if left:
-            say(f"{left} events are not delivered yet; last error from BigQuery: {last_error}")
 
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""
@@ -290,12 +341,18 @@ class EventWriter:
                 rejected=self._rejected,
                 dropped=self._dropped,
                 retries=self._retries,
-                buffered=self._held,
+                buffered=self._buffered,
                 last_error=self._last_error,
             )
 
+    @property
+    def _buffered(self) -> int:
+        return self._held + (self._spool.unread if self._spool is not None else 0)
+
     def _hurry(self) -> int:
         position = self._backlog.position
+        if self._spool is not None:
+            position += self._spool.unread
         self._backlog.flush_to = max(self._backlog.flush_to, position)
         self._work.notify_all()
         return position
@@ -304,6 +361,7 @@ class EventWriter:
 
     def _wake_sender(self) -> bool:
         """Wake a sender, or start one; False if none can be started any more."""
+        self._closed = False
         if self._senders:
             self._work.notify()
             return True
@@ -333,9 +391,9 @@ class EventWriter:
     def _next_batch(self, generation: int) -> Batch | None:
         with self._lock:
             idle_since = time.monotonic()
-            while generation == self._generation:
+            while generation == self._generation and not (self._closed and not self._held):
                 now = time.monotonic()
-                batch, seconds = self._backlog.take(now, alone=self._client is None)
+                batch, seconds = self._take(now)
                 if batch is not None:
                     self._share_the_load()
                     return batch
@@ -347,7 +405,33 @@ class EventWriter:
                     seconds = idle if seconds is None else min(seconds, idle)
                 self._work.wait(seconds)
             self._senders.discard(threading.current_thread())
+            if self._closed and not self._held:
+                _unclosed.discard(self)
             return None
+
+    def _take(self, now: float) -> tuple[Batch | None, float | None]:
+        spool = self._spool
+        if spool is None:
+            return self._backlog.take(now, alone=self._client is None)
+        if now >= spool.adopt_at:
+            spool.adopt(now)
+        self._load_from(spool)
+        # What waits on disk is sent in its order.
+        batch, seconds = self._backlog.take(now, alone=self._client is None or spool.unread > 0)
+        until_adoption = spool.adopt_at - now
+        return batch, until_adoption if seconds is None else min(seconds, until_adoption)
+
+    def _load_from(self, spool: Spool) -> None:
+        room = self._capacity - self._held
+        if not spool.has_unread or room < min(self._batch_rows, self._capacity):
+            return
+        rows, own, lost = spool.load(min(room, self._batch_rows))
+        self._dropped += lost
+        self._backlog.skip(lost)
+        if not own:
+            self._submitted += len(rows)
+        for row in rows:
+            self._hold(row, row_bytes(row))
 
     def _share_the_load(self) -> None:
         backlog = self._backlog
@@ -364,7 +448,7 @@ class EventWriter:
                 remaining = REQUEST_TIMEOUT if deadline is None else deadline - now
                 if self._backlog.settled(position) or remaining <= 0:
                     return
-                batch, seconds = self._backlog.take(now, alone=self._client is None)
+                batch, seconds = self._take(now)
                 if batch is None:
                     self._work.wait(remaining if seconds is None else min(remaining, seconds))
                     continue
@@ -459,6 +543,8 @@ class EventWriter:
             self._release([row])
 
     def _release(self, rows: list[Row]) -> None:
+        if self._spool is not None:
+            self._spool.strike(rows)
         self._held -= len(rows)
         self._held_bytes -= sum(map(row_bytes, rows))
 
@@ -480,6 +566,8 @@ class EventWriter:
     def _start_anew_in_child(self) -> None:
         """The parent delivers what is buffered; the child has its own buffer and connections."""
         self._generation += 1
+        if self._spool is not None:
+            self._spool.abandon()
         self._client = self._given_client
         if self._client is not None:
             renew_connections(self._client)
