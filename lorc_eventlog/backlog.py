@@ -7,6 +7,7 @@ decided here.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass
@@ -24,7 +25,12 @@ MAX_PAUSE = 60.0
 """Seconds at most between two tries in an outage."""
 
 FIRST_PAUSE = 0.25
-TRIES_BEFORE_SPLIT = 3
+TRIES_BEFORE_SCOUT = 2
+"""So often must a batch fail until one of its rows goes alone, to see whether any passes."""
+
+TRIES_OF_A_SCOUT = 3
+"""So often must that one fail until the next goes."""
+
 PROOFS_AGAINST_A_ROW = 3
 """So often must a row have failed, while all others passed in between, to be given up..."""
 
@@ -102,8 +108,12 @@ class Backlog:
         if (alone or self._failures) and self._in_flight:
             return None, None
         if self._failures:
-            if now < self._resume_at:
-                return None, self._resume_at - now
+            resume_at = self._resume_at
+            if len(self._again) == 1 and self._again[0].tries > 1:
+                # One that fails is no outage yet: its long pauses are not for new rows.
+                resume_at = min(resume_at, self._fresh_due_at())
+            if now < resume_at:
+                return None, resume_at - now
             batch = self._probe(now)
         else:
             batch = self._take_again(now) or self._take_fresh(now)
@@ -112,12 +122,12 @@ class Backlog:
             return batch, None
         times = [batch.due for batch in self._again]
         if self.fresh:
-            times.append(self.fresh_since + self._flush_interval)
+            times.append(self._fresh_due_at())
         return None, min(times) - now if times else None
 
     def _probe(self, now: float) -> Batch | None:
         # A batch that failed twice gives way to one that may show whether it is to blame.
-        if self._again and not (self._fresh_is_due(now) and self._again[0].tries > 1):
+        if self._again and not (now >= self._fresh_due_at() and self._again[0].tries > 1):
             return self._again.pop(0)
         return self._take_fresh(now)
 
@@ -127,15 +137,15 @@ class Backlog:
                 return self._again.pop(index)
         return None
 
-    def _fresh_is_due(self, now: float) -> bool:
-        return bool(self.fresh) and (
-            self.holds_full_batch
-            or self._taken < self.flush_to
-            or now >= self.fresh_since + self._flush_interval
-        )
+    def _fresh_due_at(self) -> float:
+        if not self.fresh:
+            return math.inf
+        if self.holds_full_batch or self._taken < self.flush_to:
+            return 0.0
+        return self.fresh_since + self._flush_interval
 
     def _take_fresh(self, now: float) -> Batch | None:
-        if not self._fresh_is_due(now):
+        if now < self._fresh_due_at():
             return None
         fresh = self.fresh
         rows: list[Row] = []
@@ -176,33 +186,36 @@ class Backlog:
         self._failures = 0
         if len(batch.rows) == 1:
             return True
-        self._split(batch, now)
+        self._split(batch, len(batch.rows) // 2, now)
         return False
 
-    def failed(
-        self, batch: Batch, *, may_be_the_rows: bool, started: float, now: float
-    ) -> bool:
+    def failed(self, batch: Batch, *, may_be_the_rows: bool, started: float, now: float) -> bool:
         """The request that ``started`` with ``batch`` failed; whether it is given up.
 
         It is, if it is a single row that failed time and again while everything else passed.
         """
         batch.tries += 1
+        proof = False
         if batch.failing_since is None:
             batch.failing_since = now
             self._first_failures += 1
-        elif (
-            may_be_the_rows
-            and self._passes > batch.passed_before
-            and self._first_failures == batch.failed_before
-        ):
-            batch.proofs += 1
+        else:
+            proof = (
+                may_be_the_rows
+                and self._passes > batch.passed_before
+                and self._first_failures == batch.failed_before
+            )
+            batch.proofs += proof
         batch.passed_before = self._passes
         batch.failed_before = self._first_failures
         if not batch.proofs:
             self._pause(started, now)
         if len(batch.rows) > 1:
-            if may_be_the_rows and (batch.proofs or batch.tries >= TRIES_BEFORE_SPLIT):
-                self._split(batch, now)
+            if may_be_the_rows and batch.proofs:
+                self._split(batch, len(batch.rows) // 2, now)
+                return False
+            if may_be_the_rows and batch.tries >= TRIES_BEFORE_SCOUT and not self._has_scout():
+                self._split(batch, 1, now)
                 return False
         elif (
             batch.proofs >= PROOFS_AGAINST_A_ROW
@@ -210,7 +223,7 @@ class Backlog:
         ):
             return True
         self._in_flight.discard(batch)
-        batch.due = now + _jitter(2 if batch.proofs else batch.tries)
+        batch.due = now + _jitter(2 if proof else batch.tries)
         self._again.append(batch)
         return False
 
@@ -225,11 +238,13 @@ class Backlog:
             self._failed_at = now
             self._resume_at = now + _jitter(self._failures)
 
-    def _split(self, batch: Batch, now: float) -> None:
+    def _has_scout(self) -> bool:
+        return any(len(batch.rows) == 1 and batch.tries < TRIES_OF_A_SCOUT for batch in self._again)
+
+    def _split(self, batch: Batch, at: int, now: float) -> None:
         self._in_flight.discard(batch)
-        middle = len(batch.rows) // 2
-        for rows in (batch.rows[:middle], batch.rows[middle:]):
-            half = Batch(
+        self._again[:0] = [
+            Batch(
                 rows,
                 position=batch.position,
                 due=now,
@@ -238,7 +253,8 @@ class Backlog:
                 passed_before=batch.passed_before,
                 failed_before=batch.failed_before,
             )
-            self._again.append(half)
+            for rows in (batch.rows[:at], batch.rows[at:])
+        ]
 
 
 def _jitter(tries: int) -> float:

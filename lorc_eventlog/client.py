@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,6 @@ def open_client() -> Client:
     """
     with import_guard:
         # What the client would import later, in the middle of its work, included.
-        import google.auth.compute_engine
-        import google.auth.transport.requests
         from google.auth.credentials import AnonymousCredentials
         from google.cloud import bigquery
 
@@ -49,7 +48,7 @@ def open_client() -> Client:
         return bigquery.Client(project=events_project())
     return bigquery.Client(
         project=events_project() or os.environ.get(PROJECT_VARIABLE) or EMULATOR_PROJECT,
-        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        credentials=AnonymousCredentials(),
         client_options={"api_endpoint": host if "://" in host else f"http://{host}"},
     )
 
@@ -60,9 +59,13 @@ def renew_connections(client: Client) -> None:
     A copied requests adapter keeps its settings and starts with no connection. The old one is
     kept for ever, because closing it takes locks that a thread of the parent may have held.
     """
+    requests = sys.modules.get("requests")
+    if requests is None:  # then the client is not Google's
+        return
     session = getattr(client, "_http", None)
-    owners: list[Any] = [session, getattr(getattr(session, "_auth_request", None), "session", None)]
-    for owner in owners:
-        for prefix, adapter in list(getattr(owner, "adapters", {}).items()):
-            _abandoned.append(adapter)
-            owner.mount(prefix, copy.copy(adapter))
+    token_session = getattr(getattr(session, "_auth_request", None), "session", None)
+    for owner in (session, token_session):
+        if isinstance(owner, requests.Session):
+            for prefix, adapter in list(owner.adapters.items()):
+                _abandoned.append(adapter)
+                owner.mount(prefix, copy.copy(adapter))

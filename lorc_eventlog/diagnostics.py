@@ -7,23 +7,51 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 
 logger = logging.getLogger("lorc_eventlog")
 
 
 class Throttle:
-    """Lets one message through in each ``interval`` seconds. The caller's lock guards it."""
+    """Lets one message of a kind through in each ``interval`` seconds; not thread-safe."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._open_at = float("-inf")
+        self._open_at: dict[str | None, float] = {}
 
-    def lets_through(self, now: float) -> bool:
-        """Whether a message may be said at ``now``; if so, the interval begins again."""
-        if now < self._open_at:
+    def lets_through(self, now: float, kind: str | None = None) -> bool:
+        """Whether a message of ``kind`` may be said at ``now``; if so, its interval begins."""
+        if now < self._open_at.get(kind, now):
             return False
-        self._open_at = now + self._interval
+        self._open_at[kind] = now + self._interval
         return True
+
+
+class Notes:
+    """Messages that are noted under a lock and said when it is free.
+
+    Handlers are other people's code: one that waits for our lock while its own is taken by a
+    thread that waits for ours would stop both.
+    """
+
+    def __init__(self) -> None:
+        self._notes: deque[tuple[int, str, tuple[object, ...]]] = deque()
+
+    def note(self, level: int, message: str, *arguments: object) -> None:
+        """Keep a message, as ``Logger.log`` takes it."""
+        self._notes.append((level, message, arguments))
+
+    def say(self) -> None:
+        """Log what was noted. A handler or filter that raises is reported, and nothing else."""
+        while self._notes:
+            try:
+                level, message, arguments = self._notes.popleft()
+            except IndexError:  # another thread says it
+                return
+            try:
+                logger.log(level, message, *arguments)
+            except Exception as error:  # noqa: BLE001  a user's filter must not end a sender
+                say_on_stderr(f"logging raised {type(error).__name__} for: {message % arguments}")
 
 
 def say_on_stderr(message: str) -> None:

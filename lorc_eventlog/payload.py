@@ -1,10 +1,11 @@
 """A payload as JSON text: what each Python value becomes, once, at the call.
 
 BigQuery's ``insertAll`` takes a JSON column as JSON *text*. The text is made in the log call, so
-what the caller does to the dict afterwards changes nothing. orjson encodes almost every payload,
-with :func:`_stand_in` for the types that it does not know; only a payload that it refuses as a
-whole takes the slower path through :func:`_encode_slowly`. ``docs/payload.md`` has the table of
-every type, and a test for each of its lines.
+what the caller does to the dict afterwards changes nothing. orjson encodes a payload of plain JSON
+values as it is. One that it refuses is copied into plain JSON values first. orjson's own way,
+``default=``, is not taken: a payload that changes while orjson calls back, in another thread or
+in a ``__repr__``, crashes the process. ``docs/payload.md`` has the table of every type, and a
+test for each of its lines.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from itertools import repeat
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -36,10 +36,15 @@ MOST_BYTES_A_CHARACTER = 12
 MAX_NESTING = 500
 """BigQuery refuses JSON that is nested deeper than 500 levels."""
 
+_ORJSON_NESTING = 250  # it refuses more than 254 levels
 _FITS_FOR_SURE = MAX_PAYLOAD_BYTES // MOST_BYTES_A_CHARACTER
+_MAX_INTEGER = 2**64 - 1
+_MIN_INTEGER = -(2**63)
+_AS_THEY_ARE = frozenset({float, bool, type(None), UUID})
 
-# Of a dataclass, orjson by itself would write what happens to be in the __dict__.
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS
+# orjson by itself would write whatever is in the __dict__ of a dataclass, would round the offset
+# of a datetime to minutes, and crashes the process if tzinfo.utcoffset() raises.
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def encode_payload(payload: Mapping[Any, Any]) -> str:
@@ -52,14 +57,9 @@ def encode_payload(payload: Mapping[Any, Any]) -> str:
     if type(payload) is not dict:
         payload = _as_dict(payload)
     try:
-        text = orjson.dumps(payload, _stand_in, _OPTIONS).decode()
-    except TypeError as refusal:
-        cause = refusal.__cause__
-        if cause is not None and not isinstance(cause, Exception):
-            raise cause from None  # a KeyboardInterrupt, which orjson takes for a bad value
-        text = ""
-    # Not in the except clause: its errors would carry orjson's, which may quote the payload.
-    text = text or _encode_slowly(payload)
+        text = orjson.dumps(payload, None, _OPTIONS).decode()
+    except TypeError:  # an orjson.JSONEncodeError
+        text = orjson.dumps(_plain_copy(payload)).decode()
     if len(text) > _FITS_FOR_SURE:
         size = wire_size(text)
         if size > MAX_PAYLOAD_BYTES:
@@ -93,8 +93,85 @@ def _as_dict(payload: Any) -> dict[Any, Any]:
     raise ValueError(msg)
 
 
+def _plain_copy(payload: dict[Any, Any]) -> Any:
+    """Copy ``payload`` as dicts, lists and scalars that orjson takes.
+
+    Without recursion: 500 levels of it would overflow the stack of a caller that is deep itself.
+    """
+    copy: Any = {}
+    whole = copy
+    members = _members(payload)
+    around = {id(payload): payload}  # the containers around a value, outermost first
+    outer = []  # where to go on when the innermost of them is copied
+    while True:
+        for key, value in members:
+            if type(value) in _AS_THEY_ARE or (type(value) is str and value.isascii()):
+                copy[key] = value
+                continue
+            plain = _plain(value)
+            if not isinstance(plain, (dict, list)):
+                copy[key] = plain
+                continue
+            if id(value) in around:
+                msg = "payload holds a cycle: a container that contains itself"
+                raise ValueError(msg)
+            if len(around) == MAX_NESTING:
+                msg = f"payload is nested too deeply: BigQuery takes {MAX_NESTING} levels"
+                raise ValueError(msg)
+            around[id(value)] = value
+            outer.append((members, copy, key))
+            members = _members(plain)
+            copy[key] = copy = {} if isinstance(plain, dict) else [None] * len(plain)
+            break
+        else:
+            if not outer:
+                return whole
+            inner = copy
+            members, copy, key = outer.pop()
+            around.popitem()
+            if len(around) == _ORJSON_NESTING:
+                copy[key] = orjson.Fragment(orjson.dumps(inner))
+
+
+def _members(container: dict[Any, Any] | list[Any]) -> Iterator[tuple[Any, Any]]:
+    """The keys, as text, and values, or the indexes and values; taken at once."""
+    if isinstance(container, list):
+        return iter([*enumerate(list.copy(container))])
+    members = {
+        key if type(key) is str and key.isascii() else _key(key): value
+        for key, value in list(dict.items(container))  # at once: threads may change it
+    }
+    return iter(members.items())
+
+
+def _key(key: Any) -> str:
+    """A key becomes the text that it would have as a value; a container, its repr."""
+    plain = _plain(key)
+    if isinstance(plain, str):
+        return plain
+    return _repr(key) if isinstance(plain, (dict, list)) else orjson.dumps(plain).decode()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as what orjson takes, or as a dict or list whose members are still to copy."""
+    try:
+        while True:
+            kind = type(value)  # unlike __class__, it cannot pretend
+            if kind is str:
+                return well_formed(value)
+            if kind is int:
+                return value if _MIN_INTEGER <= value <= _MAX_INTEGER else _digits(value)
+            if kind in _AS_THEY_ARE or issubclass(kind, (dict, list)):
+                return value
+            value = value.value if issubclass(kind, Enum) else _stand_in(value)
+    except Exception:  # noqa: BLE001  an object that cannot be read must not cost the event
+        return _repr(value)
+
+
 def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
-    """What to encode in the place of a value that orjson refuses; it may raise anything."""
+    """What stands for a value that is not JSON, one step nearer to it; it may raise anything."""
+    if isinstance(value, (date, time)):  # a datetime is a date
+        return value.isoformat()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _public_fields(value)
     if isinstance(value, (tuple, deque)):
@@ -102,19 +179,17 @@ def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
     if isinstance(value, (set, frozenset)):
         return _in_order(value)
     if isinstance(value, (Decimal, PurePath, UUID, uuid_utils.UUID)):
-        return well_formed(str(value))
+        return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(bytes(value)).decode()
-    if isinstance(value, (date, time)):  # a datetime is a date
-        return well_formed(value.isoformat())
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, int):
-        return _digits(int.__index__(value))
+        return int.__index__(value)
     if isinstance(value, str):
-        return well_formed(str.__str__(value))
+        return str.__str__(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (AbstractSet, ValuesView)):
@@ -162,75 +237,3 @@ def _repr(value: Any) -> str:
         return well_formed(str.__str__(repr(value)))
     except Exception:  # noqa: BLE001  a broken __repr__ must not cost the event
         return well_formed(object.__repr__(value))
-
-
-class _Container(NamedTuple):
-    """An array or an object in the midst of being written."""
-
-    value: Any  # kept alive, so that no other takes its id
-    members: Iterator[tuple[str, Any]]  # the key, with its colon, and the value
-    end: str
-
-
-def _encode_slowly(payload: dict[Any, Any]) -> str:
-    """Encode what orjson refuses as a whole: odd keys, odd text, large integers, deep nesting.
-
-    Without recursion: 500 levels of it would overflow the stack of a caller that is deep itself.
-    """
-    text = ["{"]
-    around = {id(payload): _container(payload, payload)}  # outermost first
-    while around:
-        container = next(reversed(around.values()))
-        for key, value in container.members:
-            plain = _plain(value)
-            if isinstance(plain, str):
-                text.append(f"{key}{plain},")
-                continue
-            if id(value) in around:
-                msg = "payload holds a cycle: a container that contains itself"
-                raise ValueError(msg)
-            if len(around) == MAX_NESTING:
-                msg = f"payload is nested too deeply: BigQuery takes {MAX_NESTING} levels"
-                raise ValueError(msg)
-            text.append(key + ("{" if isinstance(plain, dict) else "["))
-            around[id(value)] = _container(value, plain)
-            break
-        else:
-            text[-1] = f"{text[-1].removesuffix(',')}{container.end},"
-            around.popitem()
-    return "".join(text).removesuffix(",")
-
-
-def _container(value: Any, plain: dict[Any, Any] | list[Any]) -> _Container:
-    # Copied at once: another thread may change it.
-    if isinstance(plain, dict):
-        by_text = {_key(key): member for key, member in list(dict.items(plain))}
-        return _Container(value, iter(by_text.items()), "}")
-    return _Container(value, zip(repeat(""), list.copy(plain), strict=False), "]")
-
-
-def _plain(value: Any) -> dict[Any, Any] | list[Any] | str:
-    """``value`` as a dict or a list, or the JSON text of what is neither."""
-    try:
-        while True:
-            kind = type(value)  # unlike __class__, it cannot pretend
-            if issubclass(kind, Enum):
-                value = value.value
-            elif issubclass(kind, (dict, list)):
-                container: dict[Any, Any] | list[Any] = value
-                return container
-            else:
-                try:
-                    return orjson.dumps(value, None, _OPTIONS).decode()
-                except TypeError:
-                    value = _stand_in(value)
-    except Exception:  # noqa: BLE001  an object that cannot be read must not cost the event
-        return orjson.dumps(_repr(value)).decode()
-
-
-def _key(key: Any) -> str:
-    """A key, with its colon: the text that it would have as a value, of a container the repr."""
-    plain = _plain(key)
-    if not isinstance(plain, str):
-        plain = orjson.dumps(_repr(key)).decode()
-    return f"{plain}:" if plain.startswith('"') else f'"{plain}":'

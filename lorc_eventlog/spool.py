@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import re
 import secrets
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, cast
 
 import orjson
 
-from lorc_eventlog.diagnostics import Throttle, logger
+from lorc_eventlog.diagnostics import Notes, Throttle
 
 if TYPE_CHECKING:
     from lorc_eventlog.event_client import Row
@@ -147,11 +148,12 @@ class Spool:
 
     Args:
         directory: Where the segments are; made (mode 0700) if it is not there.
+        notes: Takes what is to be reported.
         max_bytes: How large the segments of this process may grow together.
         durable: Whether each event is forced to the disk itself, to survive a loss of power.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int, durable: bool) -> None:
+    def __init__(self, directory: Path, *, max_bytes: int, durable: bool, notes: Notes) -> None:
         self.directory = directory
         self.adopt_at = 0.0
         """When to look for segments of dead processes, in monotonic seconds."""
@@ -164,6 +166,7 @@ class Spool:
         self._full_bytes = 0
         self._adopted: deque[Segment] = deque()
         self._places: dict[str, tuple[Segment, int, int]] = {}
+        self._notes = notes
         self._troubles = Throttle(60.0)
         self._try_again_at = 0.0
 
@@ -340,12 +343,16 @@ class Spool:
             damaged = path.with_name(path.name + DAMAGED_SUFFIX)
             path.rename(damaged)
             segment.close()
-            logger.error("spool: %s is of a later version and is set aside", damaged)
+            self._notes.note(
+                logging.ERROR, "spool: %s is of a later version and is set aside", damaged
+            )
         elif segment.size <= len(HEADER):
             segment.delete()
         else:
             self._adopted.append(segment)
-            logger.info("spool: the events in %s, of a process that is gone, are adopted", path)
+            self._notes.note(
+                logging.INFO, "spool: the events in %s, of a dead process, are adopted", path
+            )
 
     def _read(self, segment: Segment, limit: int) -> list[Row]:
         rows = []
@@ -365,9 +372,7 @@ class Spool:
     def _salvage(self, segment: Segment, start: int, text: bytes) -> list[Row]:
         """Set the damaged line aside; return what can be read within it."""
         damaged = segment.path.with_name(segment.path.name + DAMAGED_SUFFIX)
-        with open(  # noqa: PTH123  pathlib has no opener
-            damaged, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)
-        ) as file:
+        with open(damaged, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text + b"\n")
         found: list[Row] = []
         starts = [match.start() for match in _LINE_START.finditer(text)]
@@ -379,7 +384,8 @@ class Spool:
                 self._places[row["event_id"]] = (segment, start + piece_start, start + piece_end)
         if not found:
             segment.blank(start, start + len(text) + 1)
-        logger.error(
+        self._notes.note(
+            logging.ERROR,
             "spool: %d bytes of %s are damaged and set aside in %s; %d events in them can be read",
             len(text), segment.path, damaged, len(found),
         )  # fmt: skip
@@ -403,7 +409,9 @@ class Spool:
 
     def _report(self, what: str, error: OSError) -> None:
         if self._troubles.lets_through(time.monotonic()):
-            logger.error("spool %s: %s: %s", self.directory, what, error.strerror or error)
+            self._notes.note(
+                logging.ERROR, "spool %s: %s: %s", self.directory, what, error.strerror or error
+            )
 
 
 def lock_segment(path: Path) -> int | None:

@@ -6,7 +6,6 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -147,8 +146,7 @@ def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
     for column, (kind, _) in COLUMNS.items():
         if column not in found:
             yield (
-                f"- column {column} is missing: "
-                f"ALTER TABLE `{name}` ADD COLUMN {column} {kind};"
+                f"- column {column} is missing: ALTER TABLE `{name}` ADD COLUMN {column} {kind};"
             )
         elif found[column].field_type != kind or found[column].mode == "REPEATED":
             repeated = "REPEATED " if found[column].mode == "REPEATED" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorc_eventlog.backlog import MAX_REQUEST_BYTES, Backlog, Batch, row_bytes
 from lorc_eventlog.client import import_guard, open_client, renew_connections
-from lorc_eventlog.diagnostics import Throttle, logger, say_on_stderr
+from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.event_client import Envelope, Row, envelope_at, to_envelope, to_row
 from lorc_eventlog.insert import (
     REQUEST_TIMEOUT,
@@ -158,7 +159,10 @@ class EventWriter:
             from lorc_eventlog.spool import Spool
 
             self._spool = Spool(
-                self._spool_dir, max_bytes=self._spool_max_bytes, durable=self._spool_durable
+                self._spool_dir,
+                max_bytes=self._spool_max_bytes,
+                durable=self._spool_durable,
+                notes=self._notes,
             )
         self._senders: set[threading.Thread] = set()
         self._closed = False
@@ -173,6 +177,7 @@ class EventWriter:
         self._held_bytes = 0
         self._last_error: str | None = None
         self._said_failing = False
+        self._notes: Notes = Notes()
         self._failure_throttle = Throttle(60.0)
         self._drop_throttle = Throttle(5.0)
 
@@ -212,14 +217,13 @@ class EventWriter:
             while not self._keep(row, size, line):
                 if not (self._overflow == "block" and self._wait_for_room()):
                     self._drop()
-                    return
+                    break
+        self._notes.say()
         if self._exit_deadline is not None:
             self._deliver_late()
 
     def _keep(self, row: Row, size: int, line: bytes) -> bool:
-        has_room = (
-            self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
-        )
+        has_room = self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
         spool = self._spool
         if spool is not None:
             if spool.is_full(line):
@@ -244,15 +248,17 @@ class EventWriter:
         fresh.append(row)
         backlog.fresh_bytes += size
         # Senders wake for the first row and for a full batch, not for every row.
-        if len(fresh) == 1 or len(fresh) == self._batch_rows or (
-            backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size
+        if (
+            len(fresh) == 1
+            or len(fresh) == self._batch_rows
+            or (backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size)
         ):
             self._wake_sender()
 
     def _wait_for_room(self) -> bool:
         if threading.current_thread() in self._senders:
             return False  # a dead-letter callback that logs: nobody else would make room
-        if not self._held or not self._wake_sender():
+        if not self._buffered or not self._wake_sender():
             return False
         self._progress.wait()
         return True
@@ -266,7 +272,8 @@ class EventWriter:
 
     def _say_drops(self) -> None:
         count, self._dropped_unsaid = self._dropped_unsaid, 0
-        logger.warning(
+        self._notes.note(
+            logging.WARNING,
             "%d events were dropped: the buffer is full (capacity %d events, %d bytes); "
             "last error from BigQuery: %s",
             count,
@@ -312,21 +319,24 @@ class EventWriter:
         self._close_by(time.monotonic() + self.close_timeout, logger.error)
 
     def _close_by(self, deadline: float, say: Callable[[str], object]) -> None:
-        self.flush(max(0.0, deadline - time.monotonic()))
+        settled = self.flush(max(0.0, deadline - time.monotonic()))
         with self._lock:
             self._closed = True
             self._work.notify_all()
             senders = self._senders - {threading.current_thread()}
-            left, last_error = self._buffered, self._last_error
+            left = self._buffered
+            why = self._last_error or "BigQuery did not answer"
             kept = 0
             if self._spool is not None:
                 self._spool.close()
                 kept = self._spool.kept
             if self._dropped_unsaid:
                 self._say_drops()
-        if left:
+        self._notes.say()
+        if not settled:
             where = f" ({kept} are kept in {self._spool_dir} for the next start)" if kept else ""
-            say(f"{left} events are not delivered yet{where}; last error: {last_error}")
+            say(f"{left} events are not delivered yet{where}: {why}")
+        if left:
             return
         _unclosed.discard(self)
         for sender in senders:
@@ -385,8 +395,13 @@ class EventWriter:
         return True
 
     def _send_until_idle(self, generation: int) -> None:
-        while (batch := self._next_batch(generation)) is not None:
-            self._send(batch, REQUEST_TIMEOUT)
+        try:
+            while (batch := self._next_batch(generation)) is not None:
+                self._notes.say()
+                self._send(batch, REQUEST_TIMEOUT)
+        finally:
+            with self._lock:
+                self._senders.discard(threading.current_thread())
 
     def _next_batch(self, generation: int) -> Batch | None:
         with self._lock:
@@ -486,9 +501,12 @@ class EventWriter:
         with self._lock:
             self._delivered += len(stored)
             self._release(stored)
-            recovered, self._said_failing = self._said_failing, False
-        if recovered:
-            logger.info("BigQuery takes events again; %d are buffered", self._held)
+            if self._said_failing:
+                self._said_failing = False
+                self._notes.note(
+                    logging.INFO, "BigQuery takes events again; %d are buffered", self._buffered
+                )
+        self._notes.say()
         for index, reason in answer.refused.items():
             self._bury(batch.rows[index], reason)
         with self._lock:
@@ -504,12 +522,14 @@ class EventWriter:
                 batch, may_be_the_rows=failure.may_be_the_rows, started=started, now=now
             )
             self._retries += not given_up
-            said = self._failure_throttle.lets_through(now)
-            self._said_failing = self._said_failing or said
+            if self._failure_throttle.lets_through(now, failure.what_to_do):
+                self._said_failing = True
+                level = logging.ERROR if failure.what_to_do else logging.WARNING
+                self._notes.note(
+                    level, "BigQuery does not take events for now, they wait: %s", failure
+                )
             self._tell()
-        if said:
-            say = logger.error if failure.what_to_do else logger.warning
-            say("BigQuery does not take events for now, they wait: %s", failure)
+        self._notes.say()
         if given_up:
             self._give_up(batch, str(failure))
 
@@ -521,22 +541,21 @@ class EventWriter:
             self._tell()
 
     def _bury(self, row: Row, reason: str) -> None:
+        what = (row["event_id"], row["event_type"], reason)
         if self._on_dead_letter is None:
-            logger.error(
-                "event %s (%s) is rejected: %s", row["event_id"], row["event_type"], reason
-            )
+            self._notes.note(logging.ERROR, "event %s (%s) is rejected: %s", *what)
         else:
             try:
                 self._on_dead_letter(to_envelope(row), reason)
-            except Exception as error:  # noqa: BLE001  the user's code must not end a sender
-                # Its message may quote the payload.
-                logger.error(  # noqa: TRY400
+            except BaseException as error:  # noqa: BLE001  the user's code must not end a sender
+                self._notes.note(
+                    logging.ERROR,
+                    # Not what it says: that may quote the payload.
                     "on_dead_letter raised %s for event %s (%s), which is rejected: %s",
                     type(error).__name__,
-                    row["event_id"],
-                    row["event_type"],
-                    reason,
+                    *what,
                 )
+        self._notes.say()
         with self._lock:
             self._rejected += 1
             self._last_error = reason

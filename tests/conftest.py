@@ -1,0 +1,97 @@
+"""BigQuery for the tests: an emulator, and a server that fails on a script."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+
+from emulator import running_emulator
+from lorc_eventlog import create_events_table
+from scripted_bigquery import ScriptedBigQuery
+
+Query = Callable[[str], list[dict[str, Any]]]
+
+
+def make_client(url: str) -> bigquery.Client:
+    """Make a client that needs no credentials and talks to ``url``."""
+    return bigquery.Client(
+        project="test-project",
+        credentials=AnonymousCredentials(),
+        client_options={"api_endpoint": url},
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches a real BigQuery, whatever the shell has set."""
+    for name in (
+        "BIGQUERY_EMULATOR_HOST",
+        "EVENTS_BQ_DATASET",
+        "EVENTS_BQ_TABLE",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_CLOUD_PROJECT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The URL of bqemulator, one for all tests."""
+    with running_emulator() as url:
+        yield url
+
+
+@pytest.fixture
+def emulator_client(emulator: str) -> Iterator[bigquery.Client]:
+    """A client of the emulator."""
+    with closing(make_client(emulator)) as client:
+        yield client
+
+
+@pytest.fixture
+def events_table(
+    emulator: str, emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The name, ``dataset.table``, of an empty events table that the environment points to."""
+    dataset = f"test_{uuid.uuid4().hex}"
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", emulator)
+    monkeypatch.setenv("EVENTS_BQ_DATASET", dataset)
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events")
+    create_events_table(emulator_client)
+    return f"{dataset}.events"
+
+
+@pytest.fixture
+def query(events_table: str, emulator_client: bigquery.Client) -> Query:
+    """Run SQL in the dataset of ``events_table``, which it calls ``events``; gives dicts."""
+    dataset = events_table.partition(".")[0]
+    config = bigquery.QueryJobConfig(default_dataset=f"{emulator_client.project}.{dataset}")
+
+    def run(sql: str) -> list[dict[str, Any]]:
+        # Not query_and_wait: of the emulator's errors it makes an empty answer.
+        return [dict(row.items()) for row in emulator_client.query(sql, config).result()]
+
+    return run
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedBigQuery]:
+    """A server that fails as it is told to, and that the environment points to."""
+    with ScriptedBigQuery() as server:
+        monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", server.url)
+        monkeypatch.setenv("EVENTS_BQ_DATASET", "dataset")
+        monkeypatch.setenv("EVENTS_BQ_TABLE", "events")
+        yield server
+
+
+@pytest.fixture
+def client(scripted: ScriptedBigQuery) -> Iterator[bigquery.Client]:
+    """A client of ``scripted``."""
+    with closing(make_client(scripted.url)) as made:
+        yield made
