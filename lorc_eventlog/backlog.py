@@ -1,14 +1,14 @@
 """What waits to be sent: fresh rows, batches in flight, batches to send again, and when.
 
-Plain data without threads or clocks: the writer holds its lock around every call and passes the
-time. Which failures mean an outage (all wait) and which a poisonous row (it alone waits) is
-decided here.
+Plain data without threads: the writer holds its lock around every call and passes the time. Which
+failures mean an outage (all wait) and which a poisonous row (it alone waits) is decided here.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,6 +92,19 @@ class Backlog:
     def holds_full_batch(self) -> bool:
         """Whether fresh rows need not wait for more."""
         return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= MAX_REQUEST_BYTES
+
+    def add(self, row: Row, size: int) -> bool:
+        """Take a fresh row of ``size`` bytes; whether a sender should look at it.
+
+        It should for the first row and for a full batch, not for every row.
+        """
+        self.fresh.append(row)
+        count = len(self.fresh)
+        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
+        if count == 1:
+            self.fresh_since = time.monotonic()
+            return True
+        return count == self._batch_rows or (fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size)
 
     def settled(self, position: int) -> bool:
         """Whether every row before ``position`` is delivered or given up."""
@@ -186,7 +199,7 @@ class Backlog:
         self._failures = 0
         if len(batch.rows) == 1:
             return True
-        self._split(batch, len(batch.rows) // 2, now)
+        self._split(batch, slice(len(batch.rows) // 2), now)
         return False
 
     def failed(self, batch: Batch, *, may_be_the_rows: bool, started: float, now: float) -> bool:
@@ -212,10 +225,11 @@ class Backlog:
             self._pause(started, now)
         if len(batch.rows) > 1:
             if may_be_the_rows and batch.proofs:
-                self._split(batch, len(batch.rows) // 2, now)
+                self._split(batch, slice(len(batch.rows) // 2), now)
                 return False
             if may_be_the_rows and batch.tries >= TRIES_BEFORE_SCOUT and not self._has_scout():
-                self._split(batch, 1, now)
+                scout = len(batch.rows) // 3  # any would do
+                self._split(batch, slice(scout, scout + 1), now)
                 return False
         elif (
             batch.proofs >= PROOFS_AGAINST_A_ROW
@@ -241,8 +255,10 @@ class Backlog:
     def _has_scout(self) -> bool:
         return any(len(batch.rows) == 1 and batch.tries < TRIES_OF_A_SCOUT for batch in self._again)
 
-    def _split(self, batch: Batch, at: int, now: float) -> None:
+    def _split(self, batch: Batch, first: slice, now: float) -> None:
         self._in_flight.discard(batch)
+        others = batch.rows.copy()
+        del others[first]
         self._again[:0] = [
             Batch(
                 rows,
@@ -253,7 +269,7 @@ class Backlog:
                 passed_before=batch.passed_before,
                 failed_before=batch.failed_before,
             )
-            for rows in (batch.rows[:at], batch.rows[at:])
+            for rows in (batch.rows[first], others)
         ]
 
 

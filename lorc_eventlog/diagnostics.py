@@ -5,11 +5,19 @@ No message holds a payload or a ``subject_id``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections import deque
 
 logger = logging.getLogger("lorc_eventlog")
+
+ABOUT_DELIVERY = ("google.", "lorc_eventlog", "requests.", "urllib3.")
+"""Beginnings of the names of loggers that tell how events are delivered, and so are never events.
+
+A filter or a context variable may put an ``event_type`` on every record there is. Each event
+delivered would then make another one, without end.
+"""
 
 
 class Throttle:
@@ -57,4 +65,6 @@ class Notes:
 def say_on_stderr(message: str) -> None:
     """Say what must be seen at exit, when logging may be shut down already."""
     if sys.stderr is not None:
-        sys.stderr.write(f"lorc_eventlog: {message}\n")
+        # A closed stderr must not break the log call that has something to say.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"lorc_eventlog: {message}\n")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.client import open_client
-from lorc_eventlog.event_client import Envelope, to_row
+from lorc_eventlog.client import open_client, renew_connections
+from lorc_eventlog.event_client import Envelope, Row, row_at, to_row
 from lorc_eventlog.insert import insert_now
 from lorc_eventlog.table import events_table
+from lorc_eventlog.writer import WriterStats
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -28,12 +33,45 @@ class ForegroundWriter:
     def __init__(self, bq_client: Client | None = None) -> None:
         events_table()
         self._client = bq_client
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        self._delivered = 0
+        self._rejected = 0
+        self._last_error: str | None = None
+
+    def emit(
+        self,
+        event_type: str,
+        payload: Mapping[str, Any],
+        *,
+        source: str,
+        schema_ref: str | None = None,
+        correlation_id: str | None = None,
+        subject_id: str | None = None,
+    ) -> None:
+        """Deliver one event; arguments and errors as for :func:`lorc_eventlog.emit`."""
+        self.submit_row(
+            row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
+        )
 
     def submit(self, envelope: Envelope) -> None:
         """Deliver ``envelope``; raises what :func:`lorc_eventlog.emit` raises."""
-        if self._client is None:
-            self._client = open_client()
-        insert_now(self._client, events_table(), to_row(envelope))
+        self.submit_row(to_row(envelope))
+
+    def submit_row(self, row: Row) -> None:
+        """Deliver ``row``, as :meth:`submit` does an envelope."""
+        try:
+            insert_now(self._own_client(), events_table(), row)
+        except Exception as error:
+            with self._lock:
+                self._rejected += 1
+                self._last_error = str(error)
+            raise
+        with self._lock:
+            self._delivered += 1
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return True: nothing is ever buffered."""
@@ -41,3 +79,24 @@ class ForegroundWriter:
 
     def close(self) -> None:
         """Do nothing: nothing is ever buffered."""
+
+    def stats(self) -> WriterStats:
+        """Return the counters; an event that was not delivered in the call is ``rejected``."""
+        with self._lock:
+            return WriterStats(
+                submitted=self._delivered + self._rejected,
+                delivered=self._delivered,
+                rejected=self._rejected,
+                dropped=0,
+                retries=0,
+                buffered=0,
+                last_error=self._last_error,
+            )
+
+    def _own_client(self) -> Client:
+        if self._client is None:
+            self._client = open_client()
+        elif self._process != os.getpid():  # forked since
+            renew_connections(self._client)
+            self._begin()
+        return self._client

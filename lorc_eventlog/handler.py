@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapter import Adapter
-from lorc_eventlog.diagnostics import say_on_stderr
-from lorc_eventlog.event_client import envelope_at
+from lorc_eventlog.diagnostics import ABOUT_DELIVERY, say_on_stderr
+from lorc_eventlog.event_client import row_at
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -61,24 +61,24 @@ class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]
         """Filter and emit ``record``, without a lock around it."""
-        verdict: bool | logging.LogRecord = True
         if self.filters:
             verdict = self.filter(record)
+            if not verdict:
+                return False
             if isinstance(verdict, logging.LogRecord):  # since Python 3.12
                 record = verdict
-        if verdict and "event_type" in record.__dict__:
-            self.emit(record)
-        return verdict
+        self.emit(record)
+        return record
 
     def emit(self, record: logging.LogRecord) -> None:
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
         event_type = fields.get("event_type")
-        if event_type is None:
+        if event_type is None or record.name.startswith(ABOUT_DELIVERY):
             return
         try:
-            self.writer.submit(
-                envelope_at(
+            self.writer.submit_row(
+                row_at(
                     record.created,
                     event_type,
                     fields.get("payload", {}),

@@ -109,7 +109,9 @@ def insert_rows(
         )
         return _as_answer(errors, rows)
     except Exception as error:  # noqa: BLE001  whatever the client raises must not cost the rows
-        raise as_failure(error, rows) from None
+        failure = as_failure(error, rows)
+    # Not in the except clause: the client's error may quote the payload, and would go with it.
+    raise failure
 
 
 def _as_answer(errors: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Answer:
@@ -128,11 +130,12 @@ def insert_now(client: Client, table: str, row: Row) -> None:
     """Send one row, trying again for up to 30 seconds what fails for the moment.
 
     Raises:
-        RuntimeError: BigQuery did not take the row; the message holds its reasons.
-        requests.exceptions.RequestException: BigQuery was not reached.
+        RuntimeError: BigQuery did not take the row, or was not reached; the message says why.
     """
-    from google.api_core.exceptions import GoogleAPICallError, RetryError
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
     from google.cloud.bigquery import DEFAULT_RETRY
+    from requests.exceptions import RequestException
 
     try:
         errors = client.insert_rows_json(
@@ -142,27 +145,24 @@ def insert_now(client: Client, table: str, row: Row) -> None:
             retry=DEFAULT_RETRY.with_timeout(REQUEST_TIMEOUT),
             timeout=REQUEST_TIMEOUT,
         )
-    except (GoogleAPICallError, RetryError) as error:
-        failure = as_failure(getattr(error, "cause", None) or error, [row])
-        raise RuntimeError(_not_stored(row, str(failure))) from None
-    if errors:
-        reasons = [error for entry in errors for error in entry["errors"]]
-        raise RuntimeError(_not_stored(row, _reasons(reasons, [row])))
-
-
-def _not_stored(row: Row, reason: str) -> str:
-    return f"BigQuery did not take event {row['event_id']} ({row['event_type']}): {reason}"
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        reason = str(as_failure(getattr(error, "cause", None) or error, [row]))
+    else:
+        reason = _reasons((error for entry in errors for error in entry["errors"]), [row])
+    # Not in the except clause: the client's error may quote the payload, and would go with it.
+    if reason:
+        msg = f"BigQuery did not take event {row['event_id']} ({row['event_type']}): {reason}"
+        raise RuntimeError(msg)
 
 
 def as_failure(error: Exception, rows: Sequence[Row]) -> TryAgainError | RequestRefusedError:
     """Tell what ``error``, raised by the client while it sent ``rows``, means for them."""
     code = getattr(error, "code", None)
     if not isinstance(code, int):
-        return _as_unanswered(error)
+        return _as_unanswered(error, rows)
     reasons = {detail.get("reason", "") for detail in getattr(error, "errors", None) or ()}
     message = _REQUEST_LINE.sub("", " ".join(getattr(error, "message", "").split()))
-    message = redact(message[:MAX_MESSAGE], rows)
-    reason = f"{int(code)} {', '.join(sorted(reasons))}: {message}"
+    reason = f"{' '.join([str(int(code)), *sorted(reasons)])}: {_safe(message, rows)}"
     if code in _REFUSED_REQUEST:
         return RequestRefusedError(reason)
     return TryAgainError(
@@ -170,7 +170,7 @@ def as_failure(error: Exception, rows: Sequence[Row]) -> TryAgainError | Request
     )
 
 
-def _as_unanswered(error: Exception) -> TryAgainError:
+def _as_unanswered(error: Exception, rows: Sequence[Row]) -> TryAgainError:
     kind = type(error)
     what_to_do = None
     if kind.__module__.startswith("google.auth"):
@@ -178,16 +178,22 @@ def _as_unanswered(error: Exception) -> TryAgainError:
     elif kind is OSError:  # google.cloud.client, when it finds no project
         what_to_do = "set GOOGLE_CLOUD_PROJECT, or EVENTS_BQ_DATASET to project.dataset"
     return TryAgainError(
-        f"{kind.__name__}: {error}", what_to_do=what_to_do, may_be_the_rows=what_to_do is None
+        f"{kind.__name__}: {_safe(str(error), rows)}",
+        what_to_do=what_to_do,
+        may_be_the_rows=what_to_do is None,
     )
 
 
 def _reasons(errors: Iterable[dict[str, Any]], rows: Sequence[Row]) -> str:
     return "; ".join(
         f"{error.get('reason', 'unknown')} at {error.get('location') or 'the row'}: "
-        f"{redact(error.get('message', ''), rows)}"
+        f"{_safe(error.get('message') or '', rows)}"
         for error in errors
     )
+
+
+def _safe(message: str, rows: Sequence[Row]) -> str:
+    return redact(message[:MAX_MESSAGE], rows)
 
 
 _REQUEST_LINE = re.compile(r"^[A-Z]+ http\S+: ")

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, ValuesView
+from collections.abc import Mapping, ValuesView
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -47,8 +47,8 @@ _AS_THEY_ARE = frozenset({float, bool, type(None), UUID})
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
-def encode_payload(payload: Mapping[Any, Any]) -> str:
-    """Encode ``payload`` as the JSON text of one BigQuery JSON value.
+def encode_payload(payload: object) -> str:
+    """Encode ``payload``, any mapping, as the JSON text of one BigQuery JSON value.
 
     Raises:
         ValueError: ``payload`` is no mapping, holds a cycle, is nested deeper than BigQuery's
@@ -83,7 +83,7 @@ def well_formed(text: str) -> str:
 def _as_dict(payload: Any) -> dict[Any, Any]:
     try:
         if issubclass(type(payload), dict):
-            return dict(dict.items(payload))  # as orjson reads a subclass
+            return dict.copy(payload)  # whatever the subclass says of itself, as orjson
         if isinstance(payload, Mapping):
             return dict(payload)
     except Exception:  # noqa: BLE001  what it says may quote the payload
@@ -100,7 +100,7 @@ def _plain_copy(payload: dict[Any, Any]) -> Any:
     """
     copy: Any = {}
     whole = copy
-    members = _members(payload)
+    members = iter(_members(payload))
     around = {id(payload): payload}  # the containers around a value, outermost first
     outer = []  # where to go on when the innermost of them is copied
     while True:
@@ -120,8 +120,9 @@ def _plain_copy(payload: dict[Any, Any]) -> Any:
                 raise ValueError(msg)
             around[id(value)] = value
             outer.append((members, copy, key))
-            members = _members(plain)
-            copy[key] = copy = {} if isinstance(plain, dict) else [None] * len(plain)
+            inside = _members(plain)
+            members = iter(inside)
+            copy[key] = copy = {} if isinstance(plain, dict) else [None] * len(inside)
             break
         else:
             if not outer:
@@ -133,15 +134,16 @@ def _plain_copy(payload: dict[Any, Any]) -> Any:
                 copy[key] = orjson.Fragment(orjson.dumps(inner))
 
 
-def _members(container: dict[Any, Any] | list[Any]) -> Iterator[tuple[Any, Any]]:
-    """The keys, as text, and values, or the indexes and values; taken at once."""
+def _members(container: dict[Any, Any] | list[Any]) -> list[tuple[Any, Any]]:
+    """The keys, as text, and the values; of a list, the indexes and the values."""
+    # Copied at once: another thread may change the container.
     if isinstance(container, list):
-        return iter([*enumerate(list.copy(container))])
-    members = {
+        return list(enumerate(list.copy(container)))
+    by_text = {
         key if type(key) is str and key.isascii() else _key(key): value
-        for key, value in list(dict.items(container))  # at once: threads may change it
+        for key, value in dict.copy(container).items()
     }
-    return iter(members.items())
+    return list(by_text.items())
 
 
 def _key(key: Any) -> str:

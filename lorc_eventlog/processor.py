@@ -7,8 +7,9 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from lorc_eventlog.adapter import Adapter
+from lorc_eventlog.diagnostics import ABOUT_DELIVERY
 from lorc_eventlog.diagnostics import logger as diagnostics
-from lorc_eventlog.event_client import Envelope, envelope_at
+from lorc_eventlog.event_client import Envelope, row_at
 
 _NOT_PAYLOAD = frozenset(Envelope.__annotations__) | {
     "level",
@@ -39,10 +40,10 @@ class BigQueryEventProcessor(Adapter):
     ) -> MutableMapping[str, Any]:
         """Submit ``event_dict`` if it is an event; a bad one is reported and never raises."""
         event_type = event_dict.get("event_type")
-        if event_type is not None:
+        if event_type is not None and not _is_about_delivery(event_dict.get("_record")):
             try:
-                self.writer.submit(
-                    envelope_at(
+                self.writer.submit_row(
+                    row_at(
                         time.time(),
                         event_type,
                         event_dict["payload"] if "payload" in event_dict else _bound(event_dict),
@@ -58,6 +59,11 @@ class BigQueryEventProcessor(Adapter):
                     "%s is not recorded: %s: %s", what, type(error).__name__, error
                 )
         return event_dict
+
+
+def _is_about_delivery(record: Any) -> bool:
+    # ProcessorFormatter adds the record of a line that was logged by the standard library.
+    return record is not None and record.name.startswith(ABOUT_DELIVERY)
 
 
 def _bound(event_dict: MutableMapping[str, Any]) -> dict[str, Any]:

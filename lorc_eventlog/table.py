@@ -155,8 +155,8 @@ def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
                 f"BigQuery cannot change a column in place, so create the table anew "
                 f"(create_events_table) and copy the rows"
             )
-    for column in found.keys() - COLUMNS.keys():
-        if found[column].mode == "REQUIRED":
+    for column, field in found.items():
+        if column not in COLUMNS and field.mode == "REQUIRED":
             yield (
                 f"- column {column} is REQUIRED and no event fills it: "
                 f"ALTER TABLE `{name}` ALTER COLUMN {column} DROP NOT NULL;"

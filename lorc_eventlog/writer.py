@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorc_eventlog.backlog import MAX_REQUEST_BYTES, Backlog, Batch, row_bytes
+from lorc_eventlog.backlog import Backlog, Batch, row_bytes
 from lorc_eventlog.client import import_guard, open_client, renew_connections
 from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
-from lorc_eventlog.event_client import Envelope, Row, envelope_at, to_envelope, to_row
+from lorc_eventlog.event_client import Envelope, Row, row_at, to_envelope, to_row
 from lorc_eventlog.insert import (
     REQUEST_TIMEOUT,
     Answer,
@@ -198,10 +198,8 @@ class EventWriter:
         Raises:
             ValueError: The event is none; nothing was submitted.
         """
-        self.submit(
-            envelope_at(
-                time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id
-            )
+        self.submit_row(
+            row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
         )
 
     def submit(self, envelope: Envelope) -> None:
@@ -210,20 +208,45 @@ class EventWriter:
         Raises:
             ValueError: The payload cannot be JSON; nothing was submitted.
         """
-        row = to_row(envelope)
+        self.submit_row(to_row(envelope))
+
+    def submit_row(self, row: Row) -> None:
+        """Take ``row`` for delivery, as :meth:`submit` takes an envelope."""
         size = row_bytes(row)
-        line = b"" if self._spool is None else self._spool.encode(row)
-        with self._lock:
-            while not self._keep(row, size, line):
-                if not (self._overflow == "block" and self._wait_for_room()):
-                    self._drop()
-                    break
+        lock = self._lock
+        lock.acquire()  # `with` takes 0.15 µs longer, a tenth of this method
+        try:
+            if self._spool is None and self._has_room(size):
+                self._submitted += 1
+                self._hold(row, size)
+                if self._exit_deadline is None:
+                    return
+            else:
+                self._submit_to_spool_or_overflow(row, size)
+        finally:
+            lock.release()
         self._notes.say()
         if self._exit_deadline is not None:
             self._deliver_late()
 
+    def _has_room(self, size: int) -> bool:
+        return self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
+
+    def _hold(self, row: Row, size: int) -> None:
+        self._held += 1
+        self._held_bytes += size
+        if self._backlog.add(row, size):
+            self._wake_sender()
+
+    def _submit_to_spool_or_overflow(self, row: Row, size: int) -> None:
+        line = b"" if self._spool is None else self._spool.encode(row)
+        while not self._keep(row, size, line):
+            if not (self._overflow == "block" and self._wait_for_room()):
+                self._drop()
+                return
+
     def _keep(self, row: Row, size: int, line: bytes) -> bool:
-        has_room = self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
+        has_room = self._has_room(size)
         spool = self._spool
         if spool is not None:
             if spool.is_full(line):
@@ -237,23 +260,6 @@ class EventWriter:
         self._submitted += 1
         self._hold(row, size)
         return True
-
-    def _hold(self, row: Row, size: int) -> None:
-        self._held += 1
-        self._held_bytes += size
-        backlog = self._backlog
-        fresh = backlog.fresh
-        if not fresh:
-            backlog.fresh_since = time.monotonic()
-        fresh.append(row)
-        backlog.fresh_bytes += size
-        # Senders wake for the first row and for a full batch, not for every row.
-        if (
-            len(fresh) == 1
-            or len(fresh) == self._batch_rows
-            or (backlog.fresh_bytes >= MAX_REQUEST_BYTES > backlog.fresh_bytes - size)
-        ):
-            self._wake_sender()
 
     def _wait_for_room(self) -> bool:
         if threading.current_thread() in self._senders:
