@@ -64,6 +64,8 @@ class Backlog:
         self.fresh: deque[Row] = deque()
         self.fresh_bytes = 0
         self.fresh_since = 0.0
+        self.is_watched = False
+        """Whether a sender looks for fresh rows at least every ``flush_interval``."""
         self.flush_to = 0
         """Rows before this position are sent without waiting for a full batch."""
         self._batch_rows = batch_rows
@@ -98,12 +100,13 @@ class Backlog:
 
         It should for the first row and for a full batch, not for every row.
         """
-        self.fresh.append(row)
-        count = len(self.fresh)
+        fresh = self.fresh
+        fresh.append(row)
         self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
+        count = len(fresh)
         if count == 1:
             self.fresh_since = time.monotonic()
-            return True
+            return not self.is_watched
         return count == self._batch_rows or (fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size)
 
     def settled(self, position: int) -> bool:

@@ -12,12 +12,17 @@ from collections import deque
 
 logger = logging.getLogger("lorc_eventlog")
 
-ABOUT_DELIVERY = ("google.", "lorc_eventlog", "requests.", "urllib3.")
-"""Beginnings of the names of loggers that tell how events are delivered, and so are never events.
+_DELIVERY = ("google.", "requests.", "urllib3.")
 
-A filter or a context variable may put an ``event_type`` on every record there is. Each event
-delivered would then make another one, without end.
-"""
+
+def is_about_delivery(record: logging.LogRecord) -> bool:
+    """Whether ``record`` tells how events are delivered, and so never is an event.
+
+    A filter or a context variable may put an ``event_type`` on every record there is. Each event
+    delivered would then make another one, without end.
+    """
+    name = record.name or ""  # makeLogRecord allows None
+    return name == logger.name or name.startswith(_DELIVERY)
 
 
 class Throttle:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lorc_eventlog import capture
 from lorc_eventlog.client import open_client, renew_connections
-from lorc_eventlog.event_client import Envelope, Row, row_at, to_row
+from lorc_eventlog.event_client import Envelope, Row, finish, row_at, to_row
 from lorc_eventlog.insert import insert_now
 from lorc_eventlog.table import events_table
 from lorc_eventlog.writer import WriterStats
@@ -31,7 +32,8 @@ class ForegroundWriter:
     close_timeout = 0.0
 
     def __init__(self, bq_client: Client | None = None) -> None:
-        events_table()
+        if not capture.is_active():
+            events_table()
         self._client = bq_client
         self._begin()
 
@@ -63,6 +65,9 @@ class ForegroundWriter:
 
     def submit_row(self, row: Row) -> None:
         """Deliver ``row``, as :meth:`submit` does an envelope."""
+        if capture.in_use and capture.take(row):
+            return
+        finish(row)
         try:
             insert_now(self._own_client(), events_table(), row)
         except Exception as error:

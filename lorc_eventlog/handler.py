@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapter import Adapter
-from lorc_eventlog.diagnostics import ABOUT_DELIVERY, say_on_stderr
-from lorc_eventlog.event_client import row_at
+from lorc_eventlog.diagnostics import is_about_delivery, say_on_stderr
+from lorc_eventlog.event_client import draft_at
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.writer import EventWriter
 
 
-class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
+class BigQueryEventHandler(Adapter, logging.Handler):
     """Sends every record that carries ``event_type`` to BigQuery; all others pass by.
 
     The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
@@ -62,11 +63,11 @@ class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]
         """Filter and emit ``record``, without a lock around it."""
         if self.filters:
-            verdict = self.filter(record)
+            verdict: Any = self.filter(record)
             if not verdict:
                 return False
-            if isinstance(verdict, logging.LogRecord):  # since Python 3.12
-                record = verdict
+            # Filters may replace the record since Python 3.12.
+            record = verdict if isinstance(verdict, logging.LogRecord) else record
         self.emit(record)
         return record
 
@@ -74,11 +75,11 @@ class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
         event_type = fields.get("event_type")
-        if event_type is None or record.name.startswith(ABOUT_DELIVERY):
+        if event_type is None or is_about_delivery(record):
             return
         try:
             self.writer.submit_row(
-                row_at(
+                draft_at(
                     record.created,
                     event_type,
                     fields.get("payload", {}),
@@ -106,7 +107,30 @@ class BigQueryEventHandler(Adapter, logging.Handler):  # type: ignore[misc]
                 f"recorded: {type(error).__name__}: {error}"
             )
 
+    def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Send what is buffered and wait until it is settled, as every adapter does.
+
+        While ``dictConfig`` replaces the handler it does not wait, and tells how things stand.
+        """
+        return Adapter.flush(self, 0.0 if _holds_loggings_lock() else timeout)
+
     def close(self) -> None:
-        """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered."""
-        Adapter.close(self)
+        """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered.
+
+        While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
+        """
+        if _holds_loggings_lock():
+            threading.Thread(target=Adapter.close, args=(self,), daemon=True).start()
+        else:
+            Adapter.close(self)
         logging.Handler.close(self)
+
+
+def _holds_loggings_lock() -> bool:
+    """Whether this thread is inside ``dictConfig`` or ``fileConfig``, which close handlers.
+
+    They hold a lock that senders need for a first log call or an import, so that to wait for a
+    sender would be to wait for the timeout.
+    """
+    is_owned = getattr(getattr(logging, "_lock", None), "_is_owned", None)
+    return is_owned is not None and is_owned()

@@ -7,9 +7,9 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from lorc_eventlog.adapter import Adapter
-from lorc_eventlog.diagnostics import ABOUT_DELIVERY
+from lorc_eventlog.diagnostics import is_about_delivery
 from lorc_eventlog.diagnostics import logger as diagnostics
-from lorc_eventlog.event_client import Envelope, row_at
+from lorc_eventlog.event_client import Envelope, draft_at
 
 _NOT_PAYLOAD = frozenset(Envelope.__annotations__) | {
     "level",
@@ -43,7 +43,7 @@ class BigQueryEventProcessor(Adapter):
         if event_type is not None and not _is_about_delivery(event_dict.get("_record")):
             try:
                 self.writer.submit_row(
-                    row_at(
+                    draft_at(
                         time.time(),
                         event_type,
                         event_dict["payload"] if "payload" in event_dict else _bound(event_dict),
@@ -63,7 +63,7 @@ class BigQueryEventProcessor(Adapter):
 
 def _is_about_delivery(record: Any) -> bool:
     # ProcessorFormatter adds the record of a line that was logged by the standard library.
-    return record is not None and record.name.startswith(ABOUT_DELIVERY)
+    return record is not None and is_about_delivery(record)
 
 
 def _bound(event_dict: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""The public names as their users write them: `mypy --strict` checks this file, nothing runs it."""
+
+from __future__ import annotations
+
+import logging
+from types import MappingProxyType
+from typing import Any, assert_type
+
+import structlog
+from google.cloud import bigquery
+
+from lorc_eventlog import (
+    BigQueryEventHandler,
+    BigQueryEventProcessor,
+    Envelope,
+    EventWriter,
+    WriterStats,
+    build_envelope,
+    check_events_table,
+    create_events_table,
+    emit,
+)
+
+
+def tables(client: bigquery.Client) -> bigquery.Table:
+    create_events_table(client, location="EU")
+    check_events_table(client)
+    return create_events_table(client)
+
+
+def envelopes() -> Envelope:
+    envelope = build_envelope(
+        event_type="email.received",
+        payload={"subject": "Hello", "labels": ["inbox"], "size": 3},
+        source="gmail_ingester",
+        schema_ref="email.v1",
+        correlation_id="trace-1",
+        subject_id=None,
+    )
+    assert_type(envelope["event_id"], str)
+    assert_type(envelope["subject_id"], str | None)
+    assert_type(envelope["payload"], dict[str, Any])
+    envelope["colour"]  # type: ignore[typeddict-item]
+    return build_envelope(event_type="a.b", payload=MappingProxyType({"a": 1}), source="s")
+
+
+def one_event(client: bigquery.Client) -> None:
+    emit("a.b", {"a": 1}, source="s", bq_client=client)
+    emit(
+        "a.b",
+        {},
+        source="s",
+        bq_client=client,
+        schema_ref=None,
+        correlation_id="trace-1",
+        subject_id="patient-17",
+    )
+    emit("a.b", {}, bq_client=client)  # type: ignore[call-arg]  # no source
+    emit("a.b", "text", source="s", bq_client=client)  # type: ignore[arg-type]
+
+
+def keep(envelope: Envelope, reason: str) -> None:
+    logging.getLogger("app").error("%s: %s", envelope["event_id"], reason)
+
+
+def handlers(client: bigquery.Client) -> logging.Handler:
+    handler = BigQueryEventHandler(client, "INFO", source="app", on_dead_letter=keep, capacity=5)
+    BigQueryEventHandler(level=logging.INFO, background=False)
+    BigQueryEventHandler(writer=EventWriter())
+    handler.addFilter(logging.Filter("app"))
+    assert_type(handler.flush(), bool)
+    assert_type(handler.flush(timeout=5), bool)
+    assert_type(handler.writer.stats(), WriterStats)
+    handler.writer.emit("a.b", {"a": 1}, source="s")
+    handler.writer.submit(envelopes())
+    handler.close()
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+def processors(client: bigquery.Client) -> None:
+    processor = BigQueryEventProcessor(client, source="app", flush_interval=0.5)
+    chain: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        processor,
+        structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(processors=chain)
+    assert_type(processor.flush(1.5), bool)
+    assert_type(processor.writer.stats().submitted, int)
+    processor.close()
+
+
+def writers(client: bigquery.Client) -> WriterStats:
+    writer = EventWriter(
+        client,
+        batch_rows=100,
+        flush_interval=0.5,
+        capacity=1000,
+        overflow="block",
+        close_timeout=5,
+        on_dead_letter=lambda envelope, reason: (envelope["event_type"], reason),
+    )
+    EventWriter(overflow="forget")  # type: ignore[arg-type]
+    writer.emit("a.b", {"a": 1}, source="s", subject_id="patient-17")
+    writer.submit(envelopes())
+    assert_type(writer.flush(timeout=None), bool)
+    writer.close()
+    stats = writer.stats()
+    assert_type(stats.last_error, str | None)
+    stats.delivered = 5  # type: ignore[misc]
+    return stats
