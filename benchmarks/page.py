@@ -1,0 +1,174 @@
+"""docs/performance.md: the tables between its markers, and the plot, from the figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from benchmarks import call_cost, cpu_per_event, growth
+from benchmarks.events import KILOBYTES
+from benchmarks.server import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "performance.svg"
+RESULTS = ROOT / "benchmarks" / "results.json"
+
+_SECTION = re.compile(r"(<!-- (\w+): written by the benchmark -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Results = dict[str, Any]
+
+
+def write(results: Results) -> None:
+    """Write each table anew; whatever stands outside the markers stays."""
+    tables = {
+        "machine": _machine,
+        "targets": _targets,
+        "call": _call,
+        "cpu": _cpu,
+        "sustained": _sustained,
+        "growth": _growth,
+        "start": _start,
+    }
+
+    def section(match: re.Match[str]) -> str:
+        lines = "\n".join(tables[match[2]](results))
+        return f"{match[1]}\n{lines}\n\n{match[3]}"
+
+    PAGE.write_text(_SECTION.sub(section, PAGE.read_text()))
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _header(*names: str) -> Iterator[str]:
+    yield _row(*names)
+    yield _row("---", *["---:"] * (len(names) - 1))
+
+
+def _with_spread(figures: list[float], digits: int = 1) -> str:
+    middle, low, high = figures
+    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+
+
+def _machine(results: Results) -> Iterable[str]:
+    machine = results["machine"]
+    yield (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python "
+        f"{machine['python']}"
+        + (", in a quick run that shows the form and little else." if results["quick"] else ".")
+        + f" Versions: {', '.join(f'{n} {v}' for n, v in machine['packages'].items())}."
+    )
+
+
+def _targets(results: Results) -> Iterable[str]:
+    small = results["call_cost"]["0.2"]
+    cpu = results["cpu_per_event"]
+    steady = results["sustained"]["steady"]
+    buffered = results["growth"]["call_by_buffered"]["90000"]["empty"][0]
+    flat = [figures["first"][0] for figures in results["growth"]["cpu_by_events"].values()]
+    imported = results["start"]["import lorc_eventlog"][0]
+    call = steady["call_microseconds"]["p99.9"]
+    lines = [
+        ("call ÷ QueueHandler's", "≤ 0.9", small["QueueHandler"]["ours"][0], 0.9),
+        ("call ÷ google-cloud-logging's", "≤ 0.4", small["google-cloud-logging"]["ours"][0], 0.4),
+        ("call ÷ OpenTelemetry's", "≤ 0.4", small["OpenTelemetry"]["ours"][0], 0.4),
+        ("CPU ÷ the floor's", "≤ 1.5", cpu["lorc_eventlog"]["floor"][0], 1.5),
+        (
+            "CPU ÷ google-cloud-logging's",
+            "≤ 0.33",
+            cpu["google-cloud-logging"]["ours"][0],
+            1 / 3,
+        ),
+        (
+            f"events lost at {steady['rate']:,} a second",
+            "0",
+            steady["logged"] - steady["arrived"],
+            0,
+        ),
+        ("p99.9 of the call at that rate, ms", "< 1", call / 1000, 1),
+        ("memory growth at that rate, MB", "< 60", steady["memory_growth_mb"], 60),
+        ("call with 90,000 waiting ÷ with none", "≤ 1.3", buffered, 1.3),
+        ("CPU for an event, highest ÷ lowest count", "≤ 1.2", max(flat) / min(flat), 1.2),
+        ("import, ms over an empty interpreter", "≤ 60", imported, 60),
+    ]
+    yield from _header("what", "aim", "measured", "reached")
+    for what, aim, measured, limit in lines:
+        yield _row(what, aim, f"{measured:,.2f}", "yes" if measured <= limit else "**no**")
+
+
+def _call(results: Results) -> Iterable[str]:
+    sizes = [str(kilobytes) for kilobytes in KILOBYTES]
+    columns = [f"{size} KB, µs" for size in sizes]
+    yield from _header("arm", *columns, "ours ÷ it, 0.2 KB", "2 KB", "20 KB")
+    for name in call_cost.ARMS:
+        figures = [results["call_cost"][size][name] for size in sizes]
+        yield _row(
+            name,
+            *(_with_spread(figure["microseconds"]) for figure in figures),
+            *(f"{figure['ours'][0]:.2f}" for figure in figures),
+        )
+
+
+def _cpu(results: Results) -> Iterable[str]:
+    yield from _header("arm", "CPU, µs an event", "it ÷ the floor", "ours ÷ it")
+    for name in cpu_per_event.ARMS:
+        figures = results["cpu_per_event"][name]
+        yield _row(
+            name,
+            _with_spread(figures["microseconds"]),
+            _with_spread(figures["floor"], 2),
+            _with_spread(figures["ours"], 2),
+        )
+
+
+def _sustained(results: Results) -> Iterable[str]:
+    sustained = results["sustained"]
+    yield from _header(
+        "events/s",
+        "seconds",
+        "logged",
+        "arrived",
+        "largest backlog",
+        "memory, MB",
+        "p50, µs",
+        "p99, µs",
+        "p99.9, µs",
+        "holds",
+    )
+    for run in (sustained["steady"], *sustained["tried"]):
+        call = run["call_microseconds"]
+        yield _row(
+            f"{run['rate']:,}",
+            f"{run['seconds']:g}",
+            f"{run['logged']:,}",
+            f"{run['arrived']:,}",
+            f"{run['largest_backlog']:,}",
+            f"+{run['memory_growth_mb']:.0f}",
+            *(f"{call[name]:,.0f}" for name in ("p50", "p99", "p99.9")),
+            "yes" if run["holds"] else "no",
+        )
+
+
+def _growth(results: Results) -> Iterable[str]:
+    yield from _header("events waiting already", "call, µs", "÷ an empty buffer's")
+    for count in growth.BUFFERED:
+        figures = results["growth"]["call_by_buffered"][str(count)]
+        yield _row(
+            f"{count:,}", _with_spread(figures["microseconds"]), _with_spread(figures["empty"], 2)
+        )
+    yield ""
+    yield from _header("events in all", "CPU, µs an event", "÷ the first line's")
+    for name, figures in results["growth"]["cpu_by_events"].items():
+        yield _row(
+            f"{int(name):,}",
+            _with_spread(figures["microseconds"]),
+            _with_spread(figures["first"], 2),
+        )
+
+
+def _start(results: Results) -> Iterable[str]:
+    yield from _header("program", "ms over an empty interpreter")
+    for name, figures in results["start"].items():
+        yield _row(name, _with_spread(figures, 0))

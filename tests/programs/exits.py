@@ -1,0 +1,138 @@
+"""Logs events and ends, in the way that its first argument names.
+
+    exits.py WAY [CLOSE_TIMEOUT]
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import logging.config
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def log(number: int, logger: str = "app") -> None:
+    payload = {"number": number, "text": "PrivateWord"}
+    extra = {"event_type": "test", "payload": payload, "subject_id": f"PrivateWord-{number}"}
+    logging.getLogger(logger).info("x", extra=extra)
+
+
+def end(status: int = 0) -> None:
+    """Leave, from now on by the clock of the test."""
+    print("ends", flush=True)
+    sys.exit(status)
+
+
+way = sys.argv[1]
+close_timeout = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
+
+if way == "atexit registered before the import":
+    atexit.register(log, 100)
+
+if way == "multiprocessing was imported":
+    import multiprocessing.util
+
+from lorc_eventlog import BigQueryEventHandler, EventWriter  # noqa: E402
+
+logging.getLogger("app").setLevel(logging.INFO)
+
+
+def add_handler(logger: str = "app", **options: object) -> BigQueryEventHandler:
+    handler = BigQueryEventHandler(source="tests", close_timeout=close_timeout, **options)
+    logging.getLogger(logger).addHandler(handler)
+    return handler
+
+
+if way == "several handlers":
+    for name in ("app.a", "app.b", "app.c"):
+        add_handler(name)
+    for number in range(30):
+        log(number, f"app.{'abc'[number % 3]}")
+    end()
+
+if way == "dictConfig":
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"bq": {"class": "lorc_eventlog.BigQueryEventHandler", "source": "tests"}},
+            "root": {"level": "INFO", "handlers": ["bq"]},
+        }
+    )
+    for number in range(30):
+        log(number)
+    end()
+
+if way == "a writer that nobody refers to":
+
+    def submit() -> None:
+        writer = EventWriter(flush_interval=60)
+        for number in range(30):
+            writer.emit("test", {"number": number}, source="tests")
+
+    submit()
+    end()
+
+handler = add_handler()
+
+if way == "only in atexit":
+    for number in range(30):
+        atexit.register(log, number)
+    end()
+
+if way == "only in an atexit registered before the import":
+    end()
+
+for number in range(30):
+    log(number)
+
+if way == "atexit registered after the import":
+    atexit.register(log, 100)
+elif way == "sys.exit":
+    end(3)
+elif way == "an exception":
+    raise ValueError("unhandled")
+elif way == "closed":
+    handler.close()
+elif way == "logged after close":
+    handler.close()
+    log(100)
+elif way == "logging.shutdown":
+    logging.shutdown()
+    log(100)
+elif way == "SIGTERM":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print("ready", flush=True)
+    number = 30
+    while True:
+        log(number)
+        print(number, flush=True)
+        number += 1
+        time.sleep(0.001)
+elif way == "a thread that goes on":
+
+    def go_on() -> None:
+        for number in range(100, 200):
+            log(number)
+            time.sleep(0.002)
+
+    threading.Thread(target=go_on).start()
+elif way == "a daemon thread that goes on":
+
+    def go_on_for_ever() -> None:
+        while True:
+            log(0)
+            time.sleep(0.001)
+
+    threading.Thread(target=go_on_for_ever, daemon=True).start()
+elif way == "a dead letter callback":
+    handler.writer._on_dead_letter = lambda envelope, reason: (log(100), handler.flush())
+elif way == "os._exit after a flush":
+    handler.flush()
+    os._exit(0)
+
+print("ends", flush=True)

@@ -1,0 +1,28 @@
+"""Fork while a writer adopts files, then die: spool_fork_early.py DIRECTORY.
+
+It fails if the living children keep a file of DIRECTORY locked.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from lorc_eventlog import EventWriter
+from lorc_eventlog.spool import survey
+
+directory = Path(sys.argv[1])
+reading, writing = os.pipe()
+parent = os.fork()
+if parent == 0:
+    os.close(writing)
+    EventWriter(spool_dir=directory)
+    for _ in range(20):
+        if os.fork() == 0:
+            os.read(reading, 1)  # until the first process ends
+            os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(parent, 0)
+locked = [report.path.name for report in survey(directory) if report.is_locked]
+if locked:
+    sys.exit(f"{locked} are still locked")

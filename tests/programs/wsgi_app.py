@@ -1,0 +1,28 @@
+"""A WSGI application that logs one event for each request."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lorc_eventlog import BigQueryEventHandler
+
+logger = logging.getLogger("app")
+logger.setLevel(logging.INFO)
+logger.addHandler(BigQueryEventHandler(source="tests"))
+
+
+def log(number: int) -> None:
+    payload = {"number": number, "pid": os.getpid(), "text": "PrivateWord"}
+    logger.info("x", extra={"event_type": "test", "payload": payload})
+
+
+log(0)  # before the fork, with --preload
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    log(int(environ["PATH_INFO"].strip("/")))
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
