@@ -1,9 +1,9 @@
 """Measure everything, then write benchmarks/results.json and what docs/performance.md shows.
 
-    python -m benchmarks            half an hour, on a machine that does nothing else
-    python -m benchmarks --quick    two minutes, to see that it works
-    python -m benchmarks --only call_cost --only start
-    python -m benchmarks --no-measure   only write the page anew
+python -m benchmarks            half an hour, on a machine that does nothing else
+python -m benchmarks --quick    two minutes, to see that it works
+python -m benchmarks --only call_cost --only start
+python -m benchmarks --no-measure   only write the page anew
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
                 print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
                 page.RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     page.write(results)
-    plot.draw(results, page.PLOT)
+    if results.keys() >= {"call_cost", "cpu_per_event"}:
+        plot.draw(results, page.PLOT)
 
 
 def describe_machine() -> dict[str, Any]:

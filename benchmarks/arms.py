@@ -66,7 +66,7 @@ def queue_handler(url: str) -> Arm:  # noqa: ARG001
         while not waiting.empty():
             waiting.get()
 
-    handler = logging.handlers.QueueHandler(waiting)  # type: ignore[arg-type]
+    handler = logging.handlers.QueueHandler(waiting)
     return Arm(_logger_with(handler, "queue").info, _as_extra, empty, _nothing)
 
 
@@ -130,7 +130,12 @@ def opentelemetry(url: str, **options: Any) -> Arm:
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter, **options))
     handler = LoggingHandler(logger_provider=provider)
     logger = _logger_with(handler, "opentelemetry")
-    return Arm(logger.info, _as_extra, provider.force_flush, provider.shutdown, handler)
+
+    def close() -> None:
+        provider.shutdown()
+        logger.removeHandler(handler)
+
+    return Arm(logger.info, _as_extra, provider.force_flush, close, handler)
 
 
 def opentelemetry_large_queue(url: str) -> Arm:
@@ -139,7 +144,7 @@ def opentelemetry_large_queue(url: str) -> Arm:
 
 
 def watchtower(url: str) -> Arm:
-    """watchtower's CloudWatchLogHandler, its queue, the event's fields in add_log_record_attrs."""
+    """CloudWatchLogHandler of watchtower, its queue, the event's fields in add_log_record_attrs."""
     import boto3
     from watchtower import CloudWatchLogFormatter, CloudWatchLogHandler
 

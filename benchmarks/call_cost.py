@@ -13,7 +13,6 @@ from benchmarks.figures import ratio, spread
 from benchmarks.server import environment, running_server
 
 BURST = 300
-WARM_UP_ROUNDS = 3
 ARMS: dict[str, arms.Opener] = {
     "null handler": arms.null_handler,
     "QueueHandler": arms.queue_handler,
@@ -44,7 +43,8 @@ def measure(*, rounds: int) -> dict[str, Any]:
 def _one_payload(opened: dict[str, arms.Arm], kilobytes: float, rounds: int) -> dict[str, Any]:
     payload = make_payload(kilobytes)
     times: dict[str, list[float]] = {name: [] for name in opened}
-    for number in range(WARM_UP_ROUNDS + rounds):
+    warm_up = 1 + rounds // 10
+    for number in range(warm_up + rounds):
         for name, arm in opened.items():
             arguments = arm.arguments(payload)
             gc.collect()
@@ -52,7 +52,7 @@ def _one_payload(opened: dict[str, arms.Arm], kilobytes: float, rounds: int) -> 
             arms.log_events(arm, arguments, BURST)
             seconds = time.perf_counter() - started
             arm.settle()
-            if number >= WARM_UP_ROUNDS:
+            if number >= warm_up:
                 times[name].append(seconds / BURST * 1e6)
     own = times["lorc_eventlog"]
     result: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 MESSAGE = "email received"
 KILOBYTES = (0.2, 2, 20)
 
-_SENTENCE = "The patient asks whether the appointment on Tuesday could be moved to \"Friday\".\n"
+_SENTENCE = 'The patient asks whether the appointment on Tuesday could be moved to "Friday".\n'
 
 
 def make_payload(kilobytes: float, number: int = 0) -> dict[str, Any]:

@@ -123,9 +123,7 @@ FAULTS = {
     "answers": Fault("3 answers lost after storing", 700, log_and_flush, ("lost",) * 3),
     "down": Fault("down (503) when the program ends", 100, log_and_end, then="503"),
     "child": Fault("logged in a forked child", 100, log_in_child),
-    "child-flush": Fault(
-        "logged in a forked child that flushes", 100, log_in_child_and_flush
-    ),
+    "child-flush": Fault("logged in a forked child that flushes", 100, log_in_child_and_flush),
     "exit": Fault("the program ends with 10,000 events waiting", 10_000, log_and_end, latency=0.05),
     "full": Fault(
         "200,000 events during an outage (503), then health",
@@ -158,7 +156,9 @@ def meet(fault: str, library: str) -> str:
             ended = False
             program.kill()
             said, complained = program.communicate()
-        took = f"{time.monotonic() - started:.1f} s" if ended else f"not over after {PATIENCE:.0f} s"
+        took = (
+            f"{time.monotonic() - started:.1f} s" if ended else f"not over after {PATIENCE:.0f} s"
+        )
         stats = server.wait_for(case.events, 0.5)
     figures = dict(line.split() for line in said.splitlines())
     if case.program is flush_with_timeout:

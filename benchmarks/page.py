@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks import call_cost, cpu_per_event, growth
@@ -20,19 +20,23 @@ Results = dict[str, Any]
 
 
 def write(results: Results) -> None:
-    """Write each table anew; whatever stands outside the markers stays."""
-    tables = {
-        "machine": _machine,
-        "targets": _targets,
-        "call": _call,
-        "cpu": _cpu,
-        "sustained": _sustained,
-        "growth": _growth,
-        "start": _start,
+    """Write each table anew that was measured; whatever stands outside the markers stays."""
+    measured = ("call_cost", "cpu_per_event", "sustained", "growth", "start")
+    tables: dict[str, tuple[Callable[[Results], Iterable[str]], tuple[str, ...]]] = {
+        "machine": (_machine, ("machine",)),
+        "targets": (_targets, measured),
+        "call": (_call, ("call_cost",)),
+        "cpu": (_cpu, ("cpu_per_event",)),
+        "sustained": (_sustained, ("sustained",)),
+        "growth": (_growth, ("growth",)),
+        "start": (_start, ("start",)),
     }
 
     def section(match: re.Match[str]) -> str:
-        lines = "\n".join(tables[match[2]](results))
+        table, needs = tables[match[2]]
+        if not results.keys() >= set(needs):
+            return match[0]
+        lines = "\n".join(table(results))
         return f"{match[1]}\n{lines}\n\n{match[3]}"
 
     PAGE.write_text(_SECTION.sub(section, PAGE.read_text()))
@@ -49,7 +53,7 @@ def _header(*names: str) -> Iterator[str]:
 
 def _with_spread(figures: list[float], digits: int = 1) -> str:
     middle, low, high = figures
-    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def _machine(results: Results) -> Iterable[str]:
@@ -136,6 +140,14 @@ def _sustained(results: Results) -> Iterable[str]:
         "p99, µs",
         "p99.9, µs",
         "holds",
+    )
+    control = sustained["control"]
+    yield _row(
+        f"{control['rate']:,}, null handler",
+        f"{control['seconds']:g}",
+        *([""] * 4),
+        *(f"{control['call_microseconds'][name]:,.0f}" for name in ("p50", "p99", "p99.9")),
+        "",
     )
     for run in (sustained["steady"], *sustained["tried"]):
         call = run["call_microseconds"]

@@ -9,7 +9,7 @@ import matplotlib as mpl
 
 mpl.use("svg")
 
-from matplotlib import pyplot as plt  # noqa: E402  after the choice of a backend
+from matplotlib import pyplot as plt
 
 GREY = "#808a94"  # on white and on black alike, 3.5:1 or better
 OURS = "#2f81f7"

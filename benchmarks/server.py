@@ -167,7 +167,9 @@ class _Connection(BaseHTTPRequestHandler):
             self.server.then = script["then"]
             self._answer(200, b"{}")
         else:
-            self._meet(self.server.faults.popleft() if self.server.faults else self.server.then, body)
+            self._meet(
+                self.server.faults.popleft() if self.server.faults else self.server.then, body
+            )
 
     def _meet(self, fault: str, body: bytes) -> None:
         if fault == "hang":

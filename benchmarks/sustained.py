@@ -31,7 +31,11 @@ CATCH_UP = 2.0
 
 
 def measure(*, rate: int, seconds: float, rates: list[int]) -> dict[str, Any]:
-    """Return the figures at ``rate``, and the highest of ``rates`` that holds for 10 seconds."""
+    """Return the figures at ``rate``, and the highest of ``rates`` that holds for 10 seconds.
+
+    The same calls into a null handler show what of a percentile is the machine's.
+    """
+    control = one_rate(rate, min(10.0, seconds), handler="null")
     steady = one_rate(rate, seconds)
     highest = 0
     tried = []
@@ -41,15 +45,15 @@ def measure(*, rate: int, seconds: float, rates: list[int]) -> dict[str, Any]:
         if not figures["holds"]:
             break
         highest = higher
-    return {"steady": steady, "highest_rate": highest, "tried": tried}
+    return {"control": control, "steady": steady, "highest_rate": highest, "tried": tried}
 
 
-def one_rate(rate: int, seconds: float) -> dict[str, Any]:
+def one_rate(rate: int, seconds: float, handler: str = "ours") -> dict[str, Any]:
     """Run :func:`run` in a new process, against a new server."""
     with running_server(LATENCY) as server:
         program = [sys.executable, "-m", "benchmarks.sustained", str(rate), str(seconds)]
         answer = subprocess.run(
-            [*program, server.url],
+            [*program, handler, server.url],
             check=False,
             capture_output=True,
             text=True,
@@ -85,6 +89,23 @@ class _Watch:
         self._thread.join()
 
 
+def percentiles(durations: array[float]) -> dict[str, float]:
+    """Return the microseconds within which so many percent of the calls ended."""
+    ordered = sorted(durations)
+    found = {f"p{p:g}": ordered[int(len(ordered) * p / 100)] for p in (50, 99, 99.9)}
+    return {name: round(s * 1e6, 1) for name, s in (found | {"max": ordered[-1]}).items()}
+
+
+def run_null(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
+    """Log into a null handler at the same rate, and collect the same garbage as ours has to."""
+    import google.cloud.bigquery  # noqa: F401  for the size of the heap
+
+    arm = arms.null_handler(server.url)
+    durations = array("d", bytes(8 * round(rate * seconds)))
+    _log_steadily(arm, arm.arguments(make_payload(0.2)), rate, durations, time.perf_counter())
+    return {"rate": rate, "seconds": seconds, "call_microseconds": percentiles(durations)}
+
+
 def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     """Log ``rate`` events a second, each call on the clock, and see what arrives."""
     arm = arms.ours(server.url)
@@ -105,11 +126,6 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     stats = writer.stats()
     arrived = server.stats()["events"]
     arm.close()
-    ordered = sorted(durations)
-    percentiles = {
-        f"p{percent:g}": round(ordered[int(count * percent / 100)] * 1e6, 1)
-        for percent in (50, 99, 99.9)
-    }
     return {
         "rate": rate,
         "seconds": seconds,
@@ -119,7 +135,7 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
         "dropped": stats.dropped,
         "largest_backlog": watch.backlog,
         "memory_growth_mb": round((watch.memory - watch.memory_before) / 1e6, 1),
-        "call_microseconds": {**percentiles, "max": round(ordered[-1] * 1e6, 1)},
+        "call_microseconds": percentiles(durations),
         "caught_up_after_seconds": round(caught_up_after, 2),
         "holds": bool(
             settled
@@ -152,12 +168,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rate", type=int)
     parser.add_argument("seconds", type=float)
+    parser.add_argument("handler", nargs="?", choices=("ours", "null"), default="ours")
     parser.add_argument("url", nargs="?")
     options = parser.parse_args()
     if options.url is None:
-        print(json.dumps(one_rate(options.rate, options.seconds), indent=2))
+        print(json.dumps(one_rate(options.rate, options.seconds, options.handler), indent=2))
     else:
-        print(json.dumps(run(options.rate, options.seconds, Remote(options.url))))
+        measured = run if options.handler == "ours" else run_null
+        print(json.dumps(measured(options.rate, options.seconds, Remote(options.url))))
 
 
 if __name__ == "__main__":

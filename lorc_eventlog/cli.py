@@ -50,7 +50,13 @@ from lorc_eventlog.query import (
     run_query,
     what_failed,
 )
-from lorc_eventlog.table import COLUMNS, create_events_table, events_table, events_table_ddl
+from lorc_eventlog.table import (
+    _DEDUPLICATED,
+    COLUMNS,
+    create_events_table,
+    events_table,
+    events_table_ddl,
+)
 from lorc_eventlog.tail import Selection, arriving, bytes_read, tail_query
 from lorc_eventlog.writer import EventWriter
 
@@ -179,7 +185,9 @@ def check(ctx: click.Context, *, write: bool, as_json: bool) -> None:
     ),
 )
 @click.option("--location", help="Where a new dataset is kept, such as EU or europe-west4.")
-@click.option("--deduplicated-view", is_flag=True, help="Make the view without duplicates, too.")
+@click.option(
+    "--deduplicated-view", is_flag=True, help="Make a view of it that has each event once, too."
+)
 @click.option("--print-ddl", is_flag=True, help="Print the SQL; ask BigQuery for nothing.")
 @click.pass_context
 def create_table(
@@ -192,6 +200,10 @@ def create_table(
     """
     if print_ddl:
         click.echo(events_table_ddl())
+        if deduplicated_view:
+            name = events_table()
+            query = _DEDUPLICATED.format(name)
+            click.echo(f"CREATE VIEW IF NOT EXISTS `{name}_deduplicated` AS\n{query};")
         return
     from google.api_core.exceptions import NotFound
 
@@ -202,8 +214,10 @@ def create_table(
             done = "was there already"
         except NotFound:
             done = "is created"
-        create_events_table(client, location=location)
+        create_events_table(client, location=location, deduplicated_view=deduplicated_view)
         findings = [Finding("table", GOOD, f"{reference} {done}"), *check_columns(client)]
+        if deduplicated_view:
+            findings.append(Finding("view", GOOD, f"{reference}_deduplicated has each event once"))
     for finding in findings:
         say(finding.mark, finding.found, finding.to_do)
     ctx.exit(0 if all(finding.mark == GOOD for finding in findings) else 1)

@@ -4,7 +4,7 @@ A spool directory holds *segments*. Each belongs to one process, under an ``floc
 kernel releases when the process dies, however it dies; whoever then gets the lock adopts the
 segment and delivers it. A segment is a header and a line for each event::
 
-    40e6ed5a {"lorc_eventlog_spool":1}
+    1ab66537 {"lorc_eventlog_spool":1}
     8c5f2a10 {"event_id":"...", ..., "payload":"{...}"}
 
 The first word is the CRC-32 of the rest. An event is struck off by writing blanks over its line,
@@ -229,7 +229,7 @@ class Spool:
         self.unread = 0
         """Events of this process that are only on disk."""
         self._max_bytes = max_bytes
-        self._segment_bytes = min(SEGMENT_BYTES, max_bytes // SEGMENTS)
+        self._segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS), len(HEADER) + 1)
         self._durable = durable
         self._active: Segment | None = None
         self._full: deque[Segment] = deque()
@@ -272,9 +272,11 @@ class Spool:
 
         With ``in_memory`` the caller keeps ``row``; without, :meth:`load` brings it later.
         """
-        segment = self._open_active()
-        if segment is None:
-            return False
+        segment = self._active
+        if segment is None or segment.size >= self._segment_bytes:
+            segment = self._open_next()
+            if segment is None:
+                return False
         # Counted first, so that a signal handler that logs, or flushes, just now finds it so.
         self._count(segment, 1, in_memory=in_memory)
         try:
@@ -374,14 +376,11 @@ class Spool:
     def _own(self) -> list[Segment]:
         return [*self._full, *([self._active] if self._active is not None else [])]
 
-    def _open_active(self) -> Segment | None:
-        active = self._active
-        if active is not None and active.size < max(self._segment_bytes, len(HEADER) + 1):
-            return active
+    def _open_next(self) -> Segment | None:
         now = time.monotonic()
         if now < self._try_again_at:
             return None
-        if active is not None:
+        if self._active is not None:
             self._retire_active()
         try:
             self._active = self._create()

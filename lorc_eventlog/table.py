@@ -28,6 +28,10 @@ COLUMNS = {
 
 CLUSTERING = ("event_type", "source")
 
+_DEDUPLICATED = """\
+SELECT * FROM `{}` WHERE TRUE
+QUALIFY ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY created_at) = 1"""
+
 _DATASET = re.compile(r"(?:[A-Za-z0-9:.-]+\.)?[A-Za-z0-9_]+")
 _TABLE = re.compile(r"[\w $-]+")
 
@@ -88,7 +92,9 @@ def events_table_ddl(table: str | None = None) -> str:
     )
 
 
-def create_events_table(client: Client, *, location: str | None = None) -> Table:
+def create_events_table(
+    client: Client, *, location: str | None = None, deduplicated_view: bool = False
+) -> Table:
     """Create the events table, and its dataset, unless they are there.
 
     The table is partitioned by the day of ingestion and clustered by event_type and source.
@@ -98,6 +104,10 @@ def create_events_table(client: Client, *, location: str | None = None) -> Table
     Args:
         client: A ``google.cloud.bigquery.Client`` that may create datasets and tables.
         location: Where a new dataset is kept, such as ``EU``; None takes the client's.
+        deduplicated_view: Whether to create, beside the table, the view ``<table>_deduplicated``
+            too, which has each event once. BigQuery itself sorts out an event that is sent twice
+            only within about a minute; an event may be sent again later, after a kill or a long
+            outage.
 
     Raises:
         RuntimeError: An environment variable is not set.
@@ -112,7 +122,12 @@ def create_events_table(client: Client, *, location: str | None = None) -> Table
     if location is not None:
         dataset.location = location
     client.create_dataset(dataset, exists_ok=True)
-    return client.create_table(table, exists_ok=True)
+    created = client.create_table(table, exists_ok=True)
+    if deduplicated_view:
+        view = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_deduplicated")
+        view.view_query = _DEDUPLICATED.format(_full_name(client))
+        client.create_table(view, exists_ok=True)
+    return created
 
 
 def check_events_table(client: Client) -> None:

@@ -240,7 +240,7 @@ class EventWriter:
                 self._submitted += 1
                 self._held += 1
                 self._held_bytes = held_bytes
-                if self._backlog.add(row, size):
+                if self._backlog.add(row, size) or not self._senders:
                     self._wake_sender()
                 if self._exit_deadline is None:
                     return
@@ -621,6 +621,11 @@ class EventWriter:
             self._answered(batch, answer)
 
     def _open_client(self) -> Client:
+        with import_guard:
+            # requests imports these with its first request, where a fork may come in between:
+            # every request of the child would wait for that import for ever.
+            import encodings.idna
+            import netrc  # noqa: F401
         if self._client is None:
             try:
                 self._client = open_client()

@@ -574,6 +574,28 @@ def test_create_table_prints_the_ddl_without_asking_bigquery(
     assert result.exit_code == 0
 
 
+def test_create_table_makes_the_deduplicated_view(
+    no_dataset: str, emulator_client: bigquery.Client
+) -> None:
+    result = run("create-table", "--deduplicated-view")
+    view = f"test-project.{no_dataset}.events_deduplicated"
+    assert result.stdout.splitlines()[2:] == [f"✓ {view} has each event once"]
+    assert emulator_client.get_table(view).table_type == "VIEW"
+    assert result.exit_code == 0
+
+
+def test_create_table_prints_the_ddl_of_the_deduplicated_view(
+    query: Query, events_table: str, emulator_client: bigquery.Client
+) -> None:
+    _, ddl, end = run("create-table", "--deduplicated-view", "--print-ddl").stdout.split(";")
+    assert ddl.startswith(f"\nCREATE VIEW IF NOT EXISTS `{events_table}_deduplicated` AS\nSELECT")
+    assert end == "\n"
+    query(ddl)
+    emit("a.b", {}, source="s", bq_client=emulator_client)
+    query("INSERT INTO events SELECT * FROM events")
+    assert query("SELECT COUNT(*) AS number FROM events_deduplicated") == [{"number": 1}]
+
+
 # Every command that needs BigQuery
 
 

@@ -24,7 +24,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PAGE = Path(__file__).parent.parent / "docs" / "frameworks.md"
 ORDERS = 20
 
-GUNICORN = ("gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload")
+GUNICORN = (
+    *("gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload"),
+    "--no-control-socket",  # it would be in the developer's home
+)
 UVICORN = ("uvicorn", "--host", "127.0.0.1", "--port", "0")
 UVICORN_WORKER = ("--worker-class", "uvicorn_worker.UvicornWorker")
 
@@ -53,7 +56,7 @@ class Program:
     def terminate(self) -> None:
         """Send SIGTERM, as a deployment does, and wait until the program has ended."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(60)  # gunicorn gives its workers 30
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -355,6 +356,12 @@ def test_a_starting_writer_delivers_what_a_dead_process_left(
     assert len(records.texts(logging.INFO)) == 1
 
 
+def test_a_directory_that_is_not_there_yet_has_no_files(tmp_path: Path) -> None:
+    with Records() as records:
+        assert deliver_all(tmp_path / "missing") == []
+    assert records.records == []
+
+
 def test_every_minute_a_writer_looks_for_more(
     scripted: ScriptedBigQuery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -618,7 +625,7 @@ def test_a_line_is_a_checksum_and_json() -> None:
     assert decode_line(encode_line(one)[:-1]) == one
     assert decode_line(b"00000000 {}") is None
     assert decode_line(b"") is None
-    assert decode_line(b"8c736521 abc") is None
+    assert decode_line(b"%08x no JSON" % zlib.crc32(b"no JSON")) is None
 
 
 def test_only_what_has_the_shape_of_a_row_is_an_event() -> None:
@@ -854,6 +861,30 @@ def test_a_line_that_was_written_in_part_is_taken_back(
     assert numbers_in(down) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_signal_handler_that_logs_while_a_write_fails_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    failed, nested, later = row(0), row(1), row(2)
+    real_write = os.pwrite
+    with open_spool(tmp_path) as spool:
+        assert spool.append(later, encode_line(later), in_memory=True)
+
+        def write(descriptor: int, data: bytes, offset: int) -> int:
+            monkeypatch.setattr(os, "pwrite", real_write)
+            real_write(descriptor, data[:50], offset)
+            assert spool.append(nested, encode_line(nested), in_memory=in_memory)
+            raise OSError(errno.EIO, "it fails")
+
+        monkeypatch.setattr(os, "pwrite", write)
+        assert not spool.append(failed, encode_line(failed), in_memory=in_memory)
+        assert survey(tmp_path)[0].events == 2
+        rows, _, lost = spool.load(5)
+        assert (rows, lost) == (([], 0) if in_memory else ([nested], 0))
+        spool.strike([later, *(rows or [nested])])
+        assert spool.kept == 0
+
+
 @contextmanager
 def small_disk(directory: Path, options: str) -> Iterator[None]:
     """Mount a file system of its own at ``directory``."""
@@ -972,6 +1003,20 @@ def test_a_disk_that_cannot_lock_or_sync_is_no_place_for_events(
         assert writer.stats().buffered == 5
         down.healthy()
     assert numbers_in(down) == list(range(5))
+
+
+def test_a_disk_that_cannot_lock_keeps_the_files_of_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    segment_of_the_dead(tmp_path, HEADER + line(1))
+    with Records() as records, monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", fail)
+        assert deliver_all(tmp_path) == []
+    assert "cannot be adopted: No locks" in records.texts(logging.ERROR)[0]
+    assert deliver_all(tmp_path) == [1]
 
 
 def test_what_cannot_be_erased_is_reported_and_delivered(

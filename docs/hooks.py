@@ -1,0 +1,54 @@
+"""What the site has beside the pages in this directory: a page with the examples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml"}
+
+_LINK = re.compile(r"\]\(\.\./examples/?([\w.]*)\)")
+_ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the page with the examples."""
+    files.append(File.generated(config, "examples.md", content=examples_page()))
+    return files
+
+
+def examples_page() -> str:
+    """Make one page of all examples, a section for each."""
+    sections = [
+        "# Examples\n\nThe files of the directory `examples`. Each says in its first lines how to "
+        "run it, and each runs in the tests."
+    ]
+    for path in sorted(EXAMPLES.iterdir()):
+        if path.suffix in LANGUAGES:
+            code = path.read_text(encoding="utf-8").strip()
+            sections.append(
+                f"## {path.name} {{ #{anchor(path.name)} }}\n\n"
+                f"```{LANGUAGES[path.suffix]}\n{code}\n```"
+            )
+    return "\n\n".join(sections)
+
+
+def anchor(name: str) -> str:
+    """Name the section of an example."""
+    return name.replace(".", "-")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let links to the directory of examples go to the page that is made of it."""
+    return _LINK.sub(
+        lambda link: f"](examples.md{'#' + anchor(link[1]) if link[1] else ''})", markdown
+    )
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Show the roles of docstrings, such as :func:`emit`, as names in code."""
+    return _ROLE.sub(lambda role: f"<code>{role[1].removeprefix('lorc_eventlog.')}</code>", html)
