@@ -13,6 +13,7 @@ LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml"}
 
 _LINK = re.compile(r"\]\(\.\./examples/?([\w.]*)\)")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
+_TEST = re.compile(r"<code>test_\w+</code>")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -50,5 +51,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show the roles of docstrings, such as :func:`emit`, as names in code."""
-    return _ROLE.sub(lambda role: f"<code>{role[1].removeprefix('lorc_eventlog.')}</code>", html)
+    """Show the roles of docstrings, such as :func:`emit`, as code; break names of tests at _."""
+    html = _ROLE.sub(lambda role: f"<code>{role[1].removeprefix('lorc_eventlog.')}</code>", html)
+    return _TEST.sub(lambda name: name[0].replace("_", "_<wbr>"), html)

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorc_eventlog import capture
@@ -87,7 +86,7 @@ class EventWriter:
         batch_rows: The most rows in one request, at most BigQuery's 50,000.
         flush_interval: Seconds after which a batch is sent though it is not full.
         capacity: The most events in memory, those on their way included.
-        capacity_bytes: The most memory that they take, roughly.
+        capacity_bytes: The most bytes of JSON that they are together, roughly.
         overflow: What a full buffer does to a new event: ``"drop"`` counts and warns, and never
             blocks the application; ``"block"`` waits for room.
         close_timeout: Seconds that :meth:`close` and the exit of the process wait for delivery.
@@ -142,10 +141,11 @@ class EventWriter:
         self._overflow = overflow
         self.close_timeout = close_timeout
         self._on_dead_letter = on_dead_letter
-        self._spool_dir = None if spool_dir is None else Path(spool_dir).absolute()
+        self._spool_dir = None if spool_dir is None else os.path.abspath(spool_dir)  # noqa: PTH100
         self._spool_max_bytes = spool_max_bytes
         self._spool_durable = spool_sync == "full"
         self._client = bq_client
+        _import_now_what_is_needed_later()
         self._begin()
         _writers.add(self)
         self._look_for_events_of_the_dead()
@@ -178,10 +178,12 @@ class EventWriter:
     def _make_spool(self) -> Spool | None:
         if self._spool_dir is None:
             return None
+        from pathlib import Path
+
         from lorc_eventlog.spool import Spool
 
         return Spool(
-            self._spool_dir,
+            Path(self._spool_dir),
             max_bytes=self._spool_max_bytes,
             durable=self._spool_durable,
             notes=self._notes,
@@ -624,7 +626,7 @@ class EventWriter:
         with import_guard:
             # requests imports these with its first request, where a fork may come in between:
             # every request of the child would wait for that import for ever.
-            import encodings.idna
+            import encodings.idna  # noqa: F401
             import netrc  # noqa: F401
         if self._client is None:
             try:
@@ -732,6 +734,16 @@ class EventWriter:
         if self._client is not None:
             renew_connections(self._client)
         self._begin()
+
+
+def _import_now_what_is_needed_later() -> None:
+    """Import what takes too long for ``import lorc_eventlog``, and must not wait for a log call.
+
+    A fork in the middle of an import would leave the child with a module that is locked for ever.
+    """
+    import random  # noqa: F401
+
+    import lorc_eventlog.plain_values  # noqa: F401
 
 
 def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noqa: FBT001

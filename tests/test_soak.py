@@ -8,9 +8,11 @@ environment goes on with new seeds for so long:
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -136,6 +138,8 @@ class Soak:
         pid = os.fork()
         if pid == 0:
             try:
+                faulthandler.dump_traceback_later(20, file=sys.__stderr__)
+                self.lock = threading.Lock()
                 self.dead.clear()
                 for number in numbers:
                     self.writer.submit(make_event(number))
