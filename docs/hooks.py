@@ -9,6 +9,11 @@ from typing import Any
 from mkdocs.structure.files import File
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+INTRODUCTION = """\
+# Examples
+
+The files of the directory `examples`. Each says in its first lines how to run it, and each runs in
+the tests."""
 LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml"}
 
 _LINK = re.compile(r"\]\(\.\./examples/?([\w.]*)\)")
@@ -24,10 +29,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def examples_page() -> str:
     """Make one page of all examples, a section for each."""
-    sections = [
-        "# Examples\n\nThe files of the directory `examples`. Each says in its first lines how to "
-        "run it, and each runs in the tests."
-    ]
+    sections = [INTRODUCTION]
     for path in sorted(EXAMPLES.iterdir()):
         if path.suffix in LANGUAGES:
             code = path.read_text(encoding="utf-8").strip()

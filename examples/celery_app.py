@@ -51,12 +51,6 @@ def configure_logging(**_: Any) -> None:
     )
 
 
-@signals.worker_process_shutdown.connect
-def deliver_at_the_end(**_: Any) -> None:
-    """Flush every handler: processes of the pool end without Python's exit functions."""
-    logging.shutdown()
-
-
 app = Celery()  # its broker: CELERY_BROKER_URL
 
 

@@ -762,7 +762,8 @@ _forking: list[EventWriter] = []
 _ends_by_multiprocessing = False
 
 
-def _finish_all() -> None:
+def _finish_all(**_: object) -> None:
+    """Deliver everything: called by atexit, multiprocessing and, with arguments, Celery."""
     started = time.monotonic()
     writers = list(_writers)
     for writer in writers:
@@ -782,6 +783,9 @@ def _flush_before_the_process_ends() -> None:
         if name in sys.modules:
             # After all other finalizers, which may log.
             sys.modules[name].Finalize(None, _finish_all, exitpriority=-100)
+    if "celery.signals" in sys.modules:  # whose pool runs no finalizers
+        shutdown = sys.modules["celery.signals"].worker_process_shutdown
+        shutdown.connect(_finish_all, weak=False, dispatch_uid=__name__)
 
 
 def _before_fork() -> None:

@@ -264,9 +264,7 @@ def test_an_example_of_which_a_page_shows_a_part_runs_in_the_tests() -> None:
 
 @pytest.mark.usefixtures("events_table")
 @pytest.mark.parametrize("page", pages_with("sql"))
-def test_the_sql_of_a_page_runs(
-    page: str, emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sql_of_a_page_runs(page: str, emulator_client: bigquery.Client) -> None:
     dataset = os.environ["EVENTS_BQ_DATASET"]
     for number, block in enumerate(blocks_of(page, "sql")):
         if block.not_on_the_emulator:
@@ -358,6 +356,13 @@ def test_every_reason_for_not_running_a_command_is_needed() -> None:
     } == set()
 
 
+def as_run_here(command: str, dataset: str, directory: Path) -> str:
+    """Let ``command`` use the tests' dataset and directory, and no jq, which may not be there."""
+    command = re.sub(r"^jq [^|]*", """printf '{"number": 1}\\n{"number": 2}\\n' """, command)
+    command = re.sub(r"EVENTS_BQ_DATASET=\S+", f"EVENTS_BQ_DATASET={dataset}", command)
+    return shown_here(command, directory)
+
+
 @pytest.mark.parametrize("page", [page for page in COMMANDS if any(map(is_run, COMMANDS[page]))])
 def test_the_commands_of_a_page_run(page: str, events_table: str, tmp_path: Path) -> None:
     if any("lorc-eventlog" in command for command in COMMANDS[page]):
@@ -374,11 +379,8 @@ def test_the_commands_of_a_page_run(page: str, events_table: str, tmp_path: Path
     dataset = events_table.partition(".")[0]
 
     for command in filter(is_run, COMMANDS[page]):
-        if command.startswith("jq "):  # which a machine need not have
-            command = 'printf \'{"number": 1}\\n{"number": 2}\\n\' ' + command[command.index("|") :]
-        command = re.sub(r"EVENTS_BQ_DATASET=\S+", f"EVENTS_BQ_DATASET={dataset}", command)
         ran = subprocess.run(
-            ["sh", "-c", shown_here(command, tmp_path)],
+            ["sh", "-c", as_run_here(command, dataset, tmp_path)],
             capture_output=True,
             text=True,
             timeout=60,

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import faulthandler
 import itertools
+import logging
 import os
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +21,6 @@ import pytest
 from delivery import (
     assert_adds_up,
     make_event,
-    nothing_private_is_said,  # noqa: F401  an autouse fixture
     sampled,
 )
 from scripted_bigquery import (
@@ -138,7 +137,7 @@ class Soak:
         pid = os.fork()
         if pid == 0:
             try:
-                faulthandler.dump_traceback_later(20, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(30)  # if it hangs
                 self.lock = threading.Lock()
                 self.dead.clear()
                 for number in numbers:
@@ -200,6 +199,14 @@ def run_soak(seed: int, server: ScriptedBigQuery) -> None:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backlog_module, "FIRST_PAUSE", 0.005)
     monkeypatch.setattr(backlog_module, "MAX_PAUSE", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest logs to a file, whose lock a thread may hold at a fork: for ever, in the child."""
+    logger = logging.getLogger("lorc_eventlog")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
