@@ -50,7 +50,6 @@ _MOST_ROW_BYTES = 1_000
 """... and in a request, escaped and with its insertId."""
 
 
-
 @dataclass(slots=True, eq=False)
 class Batch:
     """Rows that are sent in one request, always with the same insertIds."""
@@ -61,6 +60,8 @@ class Batch:
     tries: int = 0
     due: float = 0.0
     failing_since: float | None = None
+    is_suspect: bool = False
+    """Whether its last failure may be due to its rows."""
     proofs: int = 0
     """How often it failed while everything else passed."""
     passed_before: int = 0
@@ -141,7 +142,7 @@ class Backlog:
             return None, None
         if self._failures:
             resume_at = self._resume_at
-            if len(self._again) == 1 and self._again[0].tries > 1:
+            if len(self._again) == 1 and _suspicion(self._again[0])[0] > 1:
                 # One that fails is no outage yet: its long pauses are not for new rows.
                 resume_at = min(resume_at, self._fresh_due_at())
             if now < resume_at:
@@ -158,16 +159,20 @@ class Backlog:
         return None, min(times) - now if times else None
 
     def _probe(self, now: float) -> Batch | None:
-        # A batch that failed twice gives way to one that may show whether it is to blame.
-        if self._again and not (now >= self._fresh_due_at() and self._again[0].tries > 1):
-            return self._again.pop(0)
-        return self._take_fresh(now)
+        # The oldest, but a suspect that failed twice gives way to what may show that it is one.
+        batch = min(self._again, key=_suspicion, default=None)
+        if batch is None or (_suspicion(batch)[0] > 1 and now >= self._fresh_due_at()):
+            return self._take_fresh(now)
+        self._again.remove(batch)
+        return batch
 
     def _take_again(self, now: float) -> Batch | None:
-        for index, batch in enumerate(self._again):
-            if batch.due <= now:
-                return self._again.pop(index)
-        return None
+        due = [batch for batch in self._again if batch.due <= now]
+        if not due:
+            return None
+        batch = min(due, key=lambda batch: batch.position)
+        self._again.remove(batch)
+        return batch
 
     def _fresh_due_at(self) -> float:
         if not self.fresh:
@@ -221,6 +226,7 @@ class Backlog:
         It is, if it is a single row that failed time and again while everything else passed.
         """
         batch.tries += 1
+        batch.is_suspect = may_be_the_rows
         proof = False
         if batch.failing_since is None:
             batch.failing_since = now
@@ -239,7 +245,7 @@ class Backlog:
         batch.failures_before = self._all_failures
         batch.passed_before = self._passes
         batch.failed_before = self._first_failures
-        if not batch.proofs:
+        if not (batch.proofs and may_be_the_rows):
             self._pause(started, now)
         if len(batch.rows) > 1:
             if may_be_the_rows and batch.proofs:
@@ -252,7 +258,9 @@ class Backlog:
         elif _is_proved(batch, now - batch.failing_since):
             return True
         self._in_flight.discard(batch)
-        batch.due = now + _jitter(2 if proof else min(batch.tries, 4) if silence else batch.tries)
+        batch.due = now  # in an outage, the pause is for all
+        if may_be_the_rows:
+            batch.due += _jitter(2 if proof else min(batch.tries, 4) if silence else batch.tries)
         self._again.append(batch)
         return False
 
@@ -286,6 +294,10 @@ class Backlog:
             )
             for rows in (batch.rows[first], others)
         ]
+
+
+def _suspicion(batch: Batch) -> tuple[int, int]:
+    return (batch.tries if batch.is_suspect else 0, batch.position)
 
 
 def _is_proved(batch: Batch, seconds: float) -> bool:

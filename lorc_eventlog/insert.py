@@ -33,6 +33,7 @@ _PASSING_REASONS = {
 
 _REFUSED_REQUEST = {400, 413}
 _SERVER_ERROR = 500
+_UNAVAILABLE = 503
 _CREDENTIALS = (
     "check the credentials: GOOGLE_APPLICATION_CREDENTIALS, the service account that the process "
     "runs as, or `gcloud auth application-default login`"
@@ -166,7 +167,9 @@ def as_failure(error: Exception, rows: Sequence[Row]) -> TryAgainError | Request
     if code in _REFUSED_REQUEST:
         return RequestRefusedError(reason)
     return TryAgainError(
-        reason, what_to_do=_WHAT_TO_DO.get(code), may_be_the_rows=code >= _SERVER_ERROR
+        reason,
+        what_to_do=_WHAT_TO_DO.get(code),
+        may_be_the_rows=code >= _SERVER_ERROR and code != _UNAVAILABLE,
     )
 
 
@@ -180,7 +183,18 @@ def _as_unanswered(error: Exception, rows: Sequence[Row]) -> TryAgainError:
     return TryAgainError(
         f"{kind.__name__}: {_safe(str(error), rows)}",
         what_to_do=what_to_do,
-        may_be_the_rows=what_to_do is None,
+        may_be_the_rows=what_to_do is None and not _was_not_reached(error),
+    )
+
+
+def _was_not_reached(error: Exception) -> bool:
+    """Whether there was no connection, so that no row was sent."""
+    from requests.exceptions import ConnectTimeout
+    from urllib3.exceptions import NewConnectionError
+
+    cause = error.args[0] if error.args else None
+    return isinstance(error, ConnectTimeout) or isinstance(
+        getattr(cause, "reason", None), NewConnectionError
     )
 
 

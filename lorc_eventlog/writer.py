@@ -668,7 +668,7 @@ class EventWriter:
                 self._said_failing = True
                 level = logging.ERROR if failure.what_to_do else logging.WARNING
                 self._notes.note(
-                    level, "BigQuery does not take events for now, they wait: %s", failure
+                    level, "BigQuery does not take events for now, they wait: %s", str(failure)
                 )
             self._tell()
         self._notes.say()

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_bigquery import ScriptedBigQuery
 
 import lorc_eventlog
 from lorc_eventlog import Envelope, EventWriter, WriterStats, build_envelope
+from scripted_bigquery import ScriptedBigQuery
 
 PROGRAMS = Path(__file__).parent / "programs"
 PACKAGE = Path(lorc_eventlog.__file__).parent.parent
@@ -146,12 +146,18 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join((str(PACKAGE), tests))} | changes
 
 
-def start_program(
-    name: str, *arguments: object, **changes: str
-) -> subprocess.Popen[str]:
+def start_program(name: str, *arguments: object, **changes: str) -> subprocess.Popen[str]:
     """Start a program of ``tests/programs`` on this Python."""
     return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-W", "ignore:This process", PROGRAMS / name, *map(str, arguments)],
+        [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-W",
+            "ignore:This process",
+            PROGRAMS / name,
+            *map(str, arguments),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

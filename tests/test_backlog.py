@@ -390,14 +390,29 @@ def test_a_batch_that_failed_while_others_passed_is_halved_at_once(clock: Clock)
     assert len(clock.take_next().rows) == 5
 
 
-def test_a_probe_that_failed_twice_gives_way_to_fresh_rows(clock: Clock) -> None:
-    clock.add(*range(20))
+def test_a_suspect_that_failed_twice_gives_way_to_fresh_rows() -> None:
+    clock = Clock(batch_rows=1)
+    clock.add(0, 1)
     first = clock.take()
-    clock.fail(first, may_be_the_rows=False)
+    clock.fail(first)
     assert clock.take_next() is first
-    clock.fail(first, may_be_the_rows=False)
+    clock.fail(first)
 
-    assert numbers(clock.take_next()) == list(range(10, 20))
+    assert numbers(clock.take_next()) == [1]
+
+
+def test_an_outage_that_no_row_can_cause_keeps_the_order(clock: Clock) -> None:
+    clock.add(*range(20))
+    first, second = clock.take(), clock.take()
+    clock.fail(second, may_be_the_rows=False)
+    clock.fail(first, may_be_the_rows=False)
+    for _ in range(5):
+        assert clock.take_next() is first
+        clock.fail(first, may_be_the_rows=False)
+
+    assert clock.take_next() is first
+    clock.pass_(first)
+    assert clock.take_next() is second
 
 
 def lone_suspect(clock: Clock) -> Batch:

@@ -197,7 +197,7 @@ def test_a_request_that_bigquery_will_never_take_is_refused(
         (429, "", "429 rateLimitExceeded: Exceeded rate limits", None, False),
         (500, "", "500 internalError: An internal error", None, True),
         (502, "", "502: <!DOCTYPE html> <title>Error 502", None, True),
-        (503, "", "503 backendError: Error encountered", None, True),
+        (503, "", "503 backendError: Error encountered", None, False),
         (504, "", "504 backendError: Error encountered", None, True),
     ],
 )

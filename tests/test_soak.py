@@ -18,11 +18,14 @@ import time
 from collections import Counter
 
 import pytest
+
 from delivery import (
     assert_adds_up,
     make_event,
     sampled,
 )
+from lorc_eventlog import Envelope, EventWriter
+from lorc_eventlog import backlog as backlog_module
 from scripted_bigquery import (
     ScriptedBigQuery,
     answer_lost,
@@ -34,9 +37,6 @@ from scripted_bigquery import (
     reset_after_storing,
     status,
 )
-
-from lorc_eventlog import Envelope, EventWriter
-from lorc_eventlog import backlog as backlog_module
 
 FAULTS = [
     status(429),
@@ -158,7 +158,15 @@ class Soak:
 
     def run(self, steps: int) -> None:
         operations = [self.log] * 8 + [self.log_in_threads, self.flush, self.flush, self.close]
-        operations += [self.reopen, self.fail, self.fail, self.stop, self.rest, self.rest, self.fork]
+        operations += [
+            self.reopen,
+            self.fail,
+            self.fail,
+            self.stop,
+            self.rest,
+            self.rest,
+            self.fork,
+        ]
         for _ in range(steps):
             self.choice.choice(operations)()
         self.server.healthy()

@@ -1,6 +1,6 @@
 """Logs events and ends, in the way that its first argument names.
 
-    exits.py WAY [CLOSE_TIMEOUT]
+exits.py WAY [CLOSE_TIMEOUT]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if way == "atexit registered before the import":
     atexit.register(log, 100)
 
 if way == "multiprocessing was imported":
-    import multiprocessing.util
+    pass
 
 from lorc_eventlog import BigQueryEventHandler, EventWriter  # noqa: E402
 
