@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lorc_eventlog import capture
 from lorc_eventlog.backlog import Backlog, Batch, row_bytes
@@ -41,6 +41,9 @@ IDLE_SECONDS = 5.0
 
 SHORTEST_WATCH = 0.05
 """Seconds; events are not looked for more often than that."""
+
+MAX_SECONDS = 1_000_000
+"""No time-out is longer; Python's locks take no infinity."""
 
 MAX_BATCH_ROWS = 50_000
 """BigQuery takes no more rows in a request, and recommends about 500."""
@@ -118,19 +121,20 @@ class EventWriter:
         spool_max_bytes: int = 2**30,
         spool_sync: Literal["normal", "full"] = "normal",
     ) -> None:
-        _check(1 <= batch_rows <= MAX_BATCH_ROWS, "batch_rows", batch_rows, "from 1 to 50,000")
-        _check(flush_interval >= 0, "flush_interval", flush_interval, "seconds, not negative")
-        _check(capacity >= 1, "capacity", capacity, "at least 1 event")
-        _check(capacity_bytes >= 1, "capacity_bytes", capacity_bytes, "at least 1 byte")
+        _check_whole("batch_rows", batch_rows, MAX_BATCH_ROWS)
+        _check_seconds("flush_interval", flush_interval)
+        _check_whole("capacity", capacity)
+        _check_whole("capacity_bytes", capacity_bytes)
         _check(overflow in ("drop", "block"), "overflow", overflow, '"drop" or "block"')
-        _check(close_timeout >= 0, "close_timeout", close_timeout, "seconds, not negative")
+        _check_seconds("close_timeout", close_timeout)
         _check(
             on_dead_letter is None or callable(on_dead_letter),
             "on_dead_letter",
             on_dead_letter,
             "a callable (in a dictConfig: ext://package.function)",
         )
-        _check(spool_max_bytes >= 1, "spool_max_bytes", spool_max_bytes, "at least 1 byte")
+        _check_path("spool_dir", spool_dir)
+        _check_whole("spool_max_bytes", spool_max_bytes)
         _check(spool_sync in ("normal", "full"), "spool_sync", spool_sync, '"normal" or "full"')
         self._table = "" if capture.is_active() else events_table()
         self._given_client = bq_client
@@ -337,7 +341,7 @@ class EventWriter:
             Whether everything submitted before the call is in BigQuery, or was given up and
             reported. False says that ``timeout`` came first; the events stay in the buffer.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
         with self._lock:
             position = self._hurry()
             if self._is_in_callback():
@@ -374,7 +378,7 @@ class EventWriter:
         if self._spool is None:
             msg = "spool_dir is not set: there is nothing to drain"
             raise ValueError(msg)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
         with self._lock:
             self._spool.adopt(time.monotonic())
             while self._buffered or self._spool.has_adopted:
@@ -414,7 +418,8 @@ class EventWriter:
         self._notes.say()
         if not settled:
             where = f" ({kept} are kept in {self._spool_dir} for the next start)" if kept else ""
-            say(f"{left} events are not delivered yet{where}: {why}")
+            what = "1 event is" if left == 1 else f"{left} events are"
+            say(f"{what} not delivered yet{where}: {why}")
         if left:
             return
         _unclosed.discard(self)
@@ -734,6 +739,21 @@ class EventWriter:
         if self._client is not None:
             renew_connections(self._client)
         self._begin()
+
+
+def _check_whole(option: str, value: object, most: int | None = None) -> None:
+    good = type(value) is int and 1 <= value <= (most or value)
+    _check(good, option, value, f"a whole number from 1 {f'to {most:,}' if most else 'on'}")
+
+
+def _check_path(option: str, value: object) -> None:
+    good = value is None or (isinstance(value, (str, os.PathLike)) and value != "")
+    _check(good, option, value, "the path of a directory")
+
+
+def _check_seconds(option: str, value: object) -> None:
+    good = type(value) in (int, float) and 0 <= cast("float", value) <= MAX_SECONDS
+    _check(good, option, value, f"a number of seconds from 0 to {MAX_SECONDS:,}")
 
 
 def _import_now_what_is_needed_later() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -120,7 +120,7 @@ class Records(logging.Handler):
     def texts(self, level: int) -> list[str]:
         return [record.getMessage() for record in self.records if record.levelno == level]
 
-    def __enter__(self) -> Records:
+    def __enter__(self) -> Self:
         self._logger.addHandler(self)
         return self
 

@@ -81,6 +81,12 @@ class Clock:
         assert batch is None
         return seconds
 
+    def pause(self) -> float:
+        """How long there is nothing to send, which is not for ever."""
+        seconds = self.wait_for()
+        assert seconds is not None
+        return seconds
+
     def fail(self, batch: Batch, *, may_be_the_rows: bool = True, lasted: float = 0.1) -> bool:
         started, self.now = self.now, self.now + lasted
         return self.backlog.failed(
@@ -268,15 +274,20 @@ def test_the_pause_doubles_up_to_a_minute(clock: Clock) -> None:
     pauses = []
     for _ in range(40):
         clock.fail(clock.take_next(), may_be_the_rows=False)
-        pauses.append(clock.wait_for())
+        pauses.append(clock.pause())
 
     assert pauses[:4] == [pytest.approx(FIRST_PAUSE * 2**tries) for tries in range(1, 5)]
     assert pauses[10:] == [pytest.approx(MAX_PAUSE)] * 30
 
 
 def test_the_pause_is_drawn_evenly_from_zero_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    monkeypatch.setattr(random, "uniform", lambda low, high: drawn.append((low, high)) or 0.0)
+    drawn: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr(random, "uniform", draw)
     clock = Clock()
     clock.add(0)
     clock.flush()
@@ -568,7 +579,7 @@ def test_rows_that_are_stopped_again_and_again_wait_longer_and_longer(clock: Clo
     for _ in range(12):
         batch = clock.take_next()
         clock.pass_(batch, *batch.rows)
-        pauses.append(clock.wait_for())
+        pauses.append(clock.pause())
 
     assert pauses == sorted(pauses)
     assert pauses[-1] == pytest.approx(MAX_PAUSE)
@@ -578,7 +589,7 @@ def test_rows_that_are_stopped_again_and_again_wait_longer_and_longer(clock: Clo
 
 
 @pytest.fixture
-def real_jitter(monkeypatch: pytest.MonkeyPatch, longest_pauses: None) -> Iterator[None]:
+def real_jitter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as undone:
         undone.setattr(random, "uniform", random.Random(0).uniform)
         yield

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import lorc_eventlog.insert
 from conftest import Query
 from lorc_eventlog import Envelope, build_envelope, emit
-from lorc_eventlog.event_client import row_at, to_envelope, to_row
+from lorc_eventlog.event_client import draft_at, finish, row_at, to_envelope, to_row
 from scripted_bigquery import ScriptedBigQuery, status
 
 KEYS = [
@@ -407,3 +407,33 @@ def test_emit_raises_runtime_error_when_bigquery_is_not_reached(
     scripted.stop()
     with pytest.raises(RuntimeError, match=r"\(a\.b\): ConnectionError: "):
         emit("a.b", {}, source="s", bq_client=client)
+
+
+@pytest.mark.parametrize("created", [None, "2025", float("nan"), float("inf"), 1e20, -1e20])
+def test_a_record_whose_time_is_none_happened_when_it_is_sent(created: Any) -> None:
+    before = datetime.now(UTC)
+    row = finish(draft_at(created, "a.b", {}, "s", None, None, None))
+    assert before <= datetime.fromisoformat(row["created_at"]) <= datetime.now(UTC)
+
+
+def test_an_envelope_without_a_key_is_none() -> None:
+    envelope: Any = build_envelope(event_type="a.b", payload={}, source="s")
+    del envelope["source"], envelope["event_id"]
+    with pytest.raises(ValueError, match="the envelope lacks event_id, source"):
+        to_row(envelope)
+
+
+@pytest.mark.parametrize("key", ["event_id", "event_type", "source", "created_at"])
+@pytest.mark.parametrize("value", ["", None, 5])
+def test_an_envelope_with_an_empty_field_is_none(key: str, value: object) -> None:
+    envelope: Any = build_envelope(event_type="a.b", payload={}, source="s")
+    envelope[key] = value
+    with pytest.raises(ValueError, match=key):
+        to_row(envelope)
+
+
+def test_the_optional_fields_of_an_envelope_become_text() -> None:
+    envelope: Any = build_envelope(event_type="a.b", payload={}, source="s")
+    envelope |= {"schema_ref": 1, "correlation_id": 2, "subject_id": 3}
+    row = to_row(envelope)
+    assert (row["schema_ref"], row["correlation_id"], row["subject_id"]) == ("1", "2", "3")

@@ -186,9 +186,7 @@ def fork_and_wait(in_child: object) -> int:
     return -9
 
 
-def test_a_child_counts_its_own_events_only(
-    scripted: ScriptedBigQuery, client: bigquery.Client
-) -> None:
+def test_a_child_counts_its_own_events_only(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         submit_events(writer, range(3))
         assert fork_and_wait(lambda: writer.stats().submitted == 0) == 0
@@ -329,9 +327,7 @@ def test_a_fork_waits_for_the_import_of_googles_client() -> None:
     assert forked.is_set()
 
 
-def test_a_child_forgets_the_writers_that_only_the_parent_keeps(
-    scripted: ScriptedBigQuery, client: bigquery.Client
-) -> None:
+def test_a_child_forgets_the_writers_that_only_the_parent_keeps(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         writer.submit(make_event(1))
         assert writer in writer_module._unclosed

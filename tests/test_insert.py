@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from google.cloud import bigquery
 from hypothesis import given
 from hypothesis import strategies as st
+from wrapt import FunctionWrapper
 
 import lorc_eventlog.insert
 from conftest import make_client
@@ -24,6 +27,7 @@ from lorc_eventlog.insert import (
     Answer,
     RequestRefusedError,
     TryAgainError,
+    _as_answer,
     as_failure,
     insert_now,
     insert_rows,
@@ -93,6 +97,52 @@ def answering() -> Iterator[tuple[bigquery.Client, list[bytes]]]:
 # Answers about rows
 
 
+def test_the_request_is_the_one_that_googles_client_would_send(
+    scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    api_request = client._connection.api_request
+
+    def record(**arguments: Any) -> Any:
+        data = arguments["data"]
+        sent.append((arguments["path"], data if isinstance(data, dict) else json.loads(data)))
+        return api_request(**arguments)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(client._connection, "api_request", record)
+    rows = [make_row(subject_id="p", subject='a "quoted" one'), make_row()]
+    insert_rows(client, TABLE, rows)
+    client.insert_rows_json(
+        TABLE, rows, row_ids=[row["event_id"] for row in rows], skip_invalid_rows=True
+    )
+    ours, googles = sent
+    assert ours == googles
+    assert len(scripted.rows) == 2
+
+
+def test_text_beyond_ascii_arrives_as_it_is(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    insert_rows(client, TABLE, [make_row(subject="Ärger \N{PILE OF POO}")])
+    assert scripted.events()[0]["payload"] == {"subject": "Ärger \N{PILE OF POO}"}
+
+
+def test_a_client_whose_method_somebody_wrapped_is_called_by_it(
+    scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = bigquery.Client.insert_rows_json
+    seen = []
+
+    @functools.wraps(original)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        seen.append(arguments[1])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(bigquery.Client, "insert_rows_json", wrapped)
+    assert insert_rows(client, TABLE, [make_row()]) == Answer({}, [])
+    assert seen == [TABLE]
+    assert len(scripted.rows) == 1
+
+
 def test_rows_that_are_stored_are_in_no_list(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
@@ -112,12 +162,13 @@ def test_a_bad_row_is_refused_with_its_reason_and_its_neighbours_are_stored(
     assert scripted.rows == [rows[0], rows[2]]
 
 
-def test_where_bigquery_names_the_column_so_does_the_reason(
-    client: bigquery.Client,
-) -> None:
-    row: Any = {**make_row(), "colour": 1}
-    assert insert_rows(client, TABLE, [row]).refused == {
-        0: "invalid at colour: no such field: colour."
+def test_where_bigquery_names_a_column_so_does_the_reason(client: bigquery.Client) -> None:
+    row: Any = {**make_row(), "payload": {"nested": True}}
+    with_other: Any = {**make_row(), "colour": 1}
+    columns = [{"index": 0, "errors": [{"reason": "invalid", "location": "payload"}]}]
+    assert _as_answer(columns, [row]).refused == {0: "invalid at payload: "}
+    assert insert_rows(client, TABLE, [with_other]).refused == {
+        0: "invalid at the row: no such field: colour."
     }
 
 
@@ -320,10 +371,42 @@ def test_a_row_that_is_not_taken_at_once_is_one_runtime_error_without_a_past(
     assert failure.value.__context__ is None
 
 
-def test_a_mistake_of_the_program_stays_what_it_is() -> None:
+def test_a_client_that_is_none_is_a_runtime_error_that_says_so() -> None:
     not_a_client: Any = "ext://app.client"
-    with pytest.raises(AttributeError):
+    with pytest.raises(RuntimeError, match="AttributeError: 'str' object has no attribute"):
         insert_now(not_a_client, TABLE, make_row())
+
+
+class Answers:
+    """A client that gives one answer."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def insert_rows_json(self, *_: object, **__: object) -> object:
+        return self.answer
+
+
+def test_a_client_that_answers_none_has_stored_the_row() -> None:
+    client: Any = Answers(None)
+    insert_now(client, TABLE, make_row())
+    assert insert_rows(client, TABLE, [make_row()]) == Answer({}, [])
+
+
+@pytest.mark.parametrize("answer", [["bad"], [{"index": 0}], [{"index": 0, "errors": ["bad"]}]])
+def test_an_answer_that_makes_no_sense_is_no_success(answer: object) -> None:
+    client: Any = Answers(answer)
+    with pytest.raises(RuntimeError, match="did not take event"):
+        insert_now(client, TABLE, make_row())
+    with pytest.raises(TryAgainError):
+        insert_rows(client, TABLE, [make_row()])
+
+
+def test_a_row_that_is_refused_by_an_empty_list_of_reasons_is_refused() -> None:
+    client: Any = Answers([{"index": 0, "errors": []}])
+    with pytest.raises(RuntimeError, match="it gives no reason"):
+        insert_now(client, TABLE, make_row())
+    assert insert_rows(client, TABLE, [make_row()]) == Answer({0: ""}, [])
 
 
 # What messages may hold
@@ -361,9 +444,42 @@ def test_no_word_of_a_payload_survives(text: str, around: str) -> None:
             assert word not in re.findall(r"\w+", redacted)
 
 
-def test_words_of_two_letters_stay_because_they_tell_nothing() -> None:
-    message = "no such field in 42"
-    assert redact(message, [make_row(x="no such 42 in it")]) == "no … field in …"
+def test_words_of_two_letters_go_if_they_stand_there_as_words() -> None:
+    row = make_row("AB", dx="MS", note="this text holds is and of")
+    assert redact("MS is of no use to AB", [row]) == "… … … no use to …"
+    assert redact("a payload of 42", [make_row(x="overall 42")]) == "a payload of …"
+
+
+@pytest.mark.parametrize(
+    ("message", "value"),
+    [
+        ("李明", "李明"),
+        ("राम", "राम"),
+        ("ALICE", "alice"),
+        ("M\\u00fcller", "Müller"),
+        ("Jose\u0301", "José"),
+        ("19800102", "1980-01-02"),
+        ("patient17", "patient-17"),
+    ],
+)
+def test_a_value_is_blanked_however_it_is_written(message: str, value: str) -> None:
+    assert redact(f"Bad value: {message}", [make_row(x=value)]) == "Bad value: …"
+    assert redact(f"Bad value: {message}", [make_row(value)]) == "Bad value: …"
+
+
+def test_a_client_whose_method_somebody_wrapped_by_wrapt_is_called_by_it(
+    client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def wrapper(wrapped: Any, _: object, arguments: Any, options: Any) -> Any:
+        seen.append(arguments[0])
+        return wrapped(*arguments, **options)
+
+    method = bigquery.Client.insert_rows_json
+    monkeypatch.setattr(bigquery.Client, "insert_rows_json", FunctionWrapper(method, wrapper))
+    insert_rows(client, TABLE, [make_row()])
+    assert seen == [TABLE]
 
 
 def test_a_long_message_is_cut(scripted: ScriptedBigQuery, client: bigquery.Client) -> None:

@@ -20,10 +20,11 @@ from typing import Any
 import orjson
 import pytest
 import requests.exceptions
-import scripted_bigquery
 from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
+
+import scripted_bigquery
 from scripted_bigquery import (
     Fault,
     ScriptedBigQuery,

@@ -84,7 +84,7 @@ class Soak:
             on_dead_letter=self.bury,
         )
 
-    def bury(self, envelope: Envelope, reason: str) -> None:
+    def bury(self, envelope: Envelope, _reason: str) -> None:
         with self.lock:
             self.dead[envelope["payload"]["number"]] += 1
 
@@ -150,11 +150,11 @@ class Soak:
                 os._exit(0)
         os.close(write)
         with os.fdopen(read) as pipe:
-            settled, dropped, *dead = pipe.read().split(" ")
+            told, dropped, dead = pipe.read().split(" ")
         os.waitpid(pid, 0)
-        assert (settled, dropped) == ("True", "0")
+        assert (told, dropped) == ("True", "0")
         self.submitted.update(numbers)
-        self.dead.update(int(number) for number in ",".join(dead).split(",") if number)
+        self.dead.update(int(number) for number in dead.split(",") if number)
 
     def run(self, steps: int) -> None:
         operations = [self.log] * 8 + [self.log_in_threads, self.flush, self.flush, self.close]

@@ -258,7 +258,7 @@ def test_flush_means_settled_so_a_dead_letter_is_handed_over_before(
     scripted.refuse_row(lambda row: '"number":3,' in row["payload"])
     dead: list[Envelope] = []
 
-    def slowly(envelope: Envelope, reason: str) -> None:
+    def slowly(envelope: Envelope, _reason: str) -> None:
         time.sleep(0.2)
         dead.append(envelope)
 
@@ -281,7 +281,8 @@ def test_close_delivers_what_is_buffered_and_ends_the_threads(
     writer.close()
 
     assert numbers_in(scripted) == list(range(10))
-    assert senders and not any(sender.is_alive() for sender in senders)
+    assert senders
+    assert not any(sender.is_alive() for sender in senders)
     assert writer not in writer_module._unclosed
 
 
@@ -538,7 +539,7 @@ def test_a_callback_that_raises_is_reported_and_nothing_else(
 ) -> None:
     refuse_odd(scripted)
 
-    def fail(envelope: Envelope, reason: str) -> None:
+    def fail(_envelope: Envelope, _reason: str) -> None:
         raise error
 
     with Records() as said, running_writer(client, on_dead_letter=fail) as writer:
@@ -562,7 +563,7 @@ def test_a_callback_may_log_events_flush_and_close(
 ) -> None:
     refuse_odd(scripted)
 
-    def use_the_writer(envelope: Envelope, reason: str) -> None:
+    def use_the_writer(envelope: Envelope, _reason: str) -> None:
         writer.submit(make_event(1000 + 2 * envelope["payload"]["number"]))
         writer.flush()
         writer.flush(5)
@@ -589,7 +590,7 @@ def test_a_callback_may_wait_for_another_thread_that_logs(
 ) -> None:
     refuse_odd(scripted)
 
-    def log_in_a_thread(envelope: Envelope, reason: str) -> None:
+    def log_in_a_thread(_envelope: Envelope, _reason: str) -> None:
         with threads(1, lambda _: writer.submit(make_event(100))):
             pass
 
@@ -611,7 +612,7 @@ def test_no_lock_is_held_over_the_network(
     with running_writer(client) as writer:
         writer.submit(make_event(0))
         scripted.wait_for_requests(1)
-        took = longest(lambda: (writer.stats(), writer.submit(make_event(1)), writer.flush(0)))
+        took = longest(lambda: use(writer))
         assert scripted.stats()["rows"] == 0
         assert took < 0.1
         assert writer.flush(30)
@@ -623,14 +624,14 @@ def test_no_lock_is_held_over_a_callback(
     refuse_odd(scripted)
     inside, leave = threading.Event(), threading.Event()
 
-    def wait(envelope: Envelope, reason: str) -> None:
+    def wait(_envelope: Envelope, _reason: str) -> None:
         inside.set()
         assert leave.wait(10)
 
     with running_writer(client, on_dead_letter=wait) as writer:
         writer.submit(make_event(1))
         assert inside.wait(10)
-        took = longest(lambda: (writer.stats(), writer.submit(make_event(2)), writer.flush(0)))
+        took = longest(lambda: use(writer))
         assert took < 0.1
         leave.set()
         assert writer.flush(30)
@@ -645,7 +646,7 @@ def test_no_lock_is_held_while_something_is_said(
     inside, leave = threading.Event(), threading.Event()
 
     class SlowHandler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def emit(self, _record: logging.LogRecord) -> None:
             inside.set()
             assert leave.wait(10)
 
@@ -665,6 +666,12 @@ def test_no_lock_is_held_while_something_is_said(
     finally:
         leave.set()
         logger.removeHandler(handler)
+
+
+def use(writer: EventWriter) -> None:
+    writer.stats()
+    writer.submit(make_event(2))
+    writer.flush(0)
 
 
 def longest(call: Callable[[], object], times: int = 20) -> float:
@@ -826,7 +833,7 @@ def test_a_log_call_in_a_log_call_wakes_a_sender(
 
 
 def test_an_exception_of_a_signal_handler_in_a_log_call_leaves_counters_that_add_up(
-    scripted: ScriptedBigQuery, client: bigquery.Client
+    client: bigquery.Client,
 ) -> None:
     """The handler that turns SIGTERM into SystemExit."""
     with running_writer(client) as writer:
@@ -848,7 +855,7 @@ def test_an_exception_at_the_start_of_a_sender_leaves_a_writer_that_works(
 ) -> None:
     with running_writer(client) as writer:
 
-        def leave(self: threading.Thread) -> None:
+        def leave(_self: threading.Thread) -> None:
             raise SystemExit
 
         with monkeypatch.context() as patched:
@@ -948,7 +955,7 @@ def test_a_broken_handler_of_the_application_does_not_stop_delivery(
     scripted: ScriptedBigQuery, client: bigquery.Client, fails_in: str
 ) -> None:
     class Broken(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def emit(self, _record: logging.LogRecord) -> None:
             raise ValueError("broken")
 
     handler = Broken()
@@ -1041,7 +1048,7 @@ def test_a_dictconfig_in_an_outage_loses_nothing_either(scripted: ScriptedBigQue
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Calling it ends what this makes true: that no thread can be started."""
 
-    def start(self: threading.Thread) -> None:
+    def start(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     patched = pytest.MonkeyPatch()
@@ -1107,7 +1114,7 @@ def test_without_threads_a_callback_may_flush_and_close_and_log(
 ) -> None:
     refuse_odd(scripted)
 
-    def use_the_writer(envelope: Envelope, reason: str) -> None:
+    def use_the_writer(_envelope: Envelope, _reason: str) -> None:
         writer.submit(make_event(100))
         writer.flush()
         writer.close()
@@ -1149,13 +1156,12 @@ def test_a_writer_that_could_start_no_thread_starts_one_with_a_later_event(
         ("on_dead_letter", "package.function"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_by_name(
-    scripted: ScriptedBigQuery, option: str, value: Any
-) -> None:
+@pytest.mark.usefixtures("scripted")
+def test_an_option_that_cannot_be_is_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):
         EventWriter(**{option: value})
 
 
-def test_the_table_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_must_be_named() -> None:
     with pytest.raises(RuntimeError, match="EVENTS_BQ_DATASET"):
         EventWriter()

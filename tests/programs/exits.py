@@ -23,7 +23,7 @@ def log(number: int, logger: str = "app") -> None:
 
 def end(status: int = 0) -> None:
     """Leave, from now on by the clock of the test."""
-    print("ends", flush=True)
+    print("ends", flush=True)  # noqa: T201
     sys.exit(status)
 
 
@@ -36,13 +36,22 @@ if way == "atexit registered before the import":
 if way == "multiprocessing was imported":
     pass
 
-from lorc_eventlog import BigQueryEventHandler, EventWriter  # noqa: E402
+from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter  # noqa: E402
 
 logging.getLogger("app").setLevel(logging.INFO)
 
 
-def add_handler(logger: str = "app", **options: object) -> BigQueryEventHandler:
-    handler = BigQueryEventHandler(source="tests", close_timeout=close_timeout, **options)
+def log_and_flush(_envelope: Envelope, _reason: str) -> None:
+    log(100)
+    handler.flush()
+
+
+def add_handler(logger: str = "app") -> BigQueryEventHandler:
+    handler = BigQueryEventHandler(
+        source="tests",
+        close_timeout=close_timeout,
+        on_dead_letter=log_and_flush if way == "a dead letter callback" else None,
+    )
     logging.getLogger(logger).addHandler(handler)
     return handler
 
@@ -106,11 +115,11 @@ elif way == "logging.shutdown":
     log(100)
 elif way == "SIGTERM":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201
     number = 30
     while True:
         log(number)
-        print(number, flush=True)
+        print(number, flush=True)  # noqa: T201
         number += 1
         time.sleep(0.001)
 elif way == "a thread that goes on":
@@ -129,10 +138,8 @@ elif way == "a daemon thread that goes on":
             time.sleep(0.001)
 
     threading.Thread(target=go_on_for_ever, daemon=True).start()
-elif way == "a dead letter callback":
-    handler.writer._on_dead_letter = lambda envelope, reason: (log(100), handler.flush())
 elif way == "os._exit after a flush":
     handler.flush()
     os._exit(0)
 
-print("ends", flush=True)
+print("ends", flush=True)  # noqa: T201

@@ -13,15 +13,19 @@ import os
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from lorc_eventlog import BigQueryEventHandler, backlog
+
+if TYPE_CHECKING:
+    from google.cloud import bigquery
 
 backlog.MAX_PAUSE = 0.1
 
 way, children, events = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 
-def make_client() -> object:
+def make_client() -> bigquery.Client:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery
 
@@ -81,7 +85,7 @@ def by_os_fork() -> None:
             log(number, "parent")
             number += 1
             time.sleep(0.0005)
-        print(number, flush=True)
+        print(number, flush=True)  # noqa: T201
 
     load = threading.Thread(target=log_on)
     load.start()
@@ -109,7 +113,7 @@ def by_process() -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    print(events, flush=True)
+    print(events, flush=True)  # noqa: T201
 
 
 def by_pool() -> None:
@@ -119,7 +123,7 @@ def by_pool() -> None:
             pool.apply_async(log_some, (f"child-{child}",))
         pool.close()
         pool.join()
-    print(events, flush=True)
+    print(events, flush=True)  # noqa: T201
 
 
 def before_the_first_event() -> None:
@@ -131,7 +135,7 @@ def before_the_first_event() -> None:
         pids.append(pid)
     wait_for(pids)
     log_some("parent")
-    print(events, flush=True)
+    print(events, flush=True)  # noqa: T201
 
 
 def during_the_import() -> None:
@@ -146,7 +150,7 @@ def during_the_import() -> None:
         pids.append(pid)
         time.sleep(0.02)
     wait_for(pids)
-    print(events, flush=True)
+    print(events, flush=True)  # noqa: T201
 
 
 def grandchildren() -> None:
@@ -160,7 +164,7 @@ def grandchildren() -> None:
         wait_for([grandchild])
         sys.exit(0)
     wait_for([pid])
-    print(events, flush=True)
+    print(events, flush=True)  # noqa: T201
 
 
 {
