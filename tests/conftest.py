@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,9 @@ from google.cloud import bigquery
 from emulator import running_emulator
 from lorc_eventlog import create_events_table
 from scripted_bigquery import ScriptedBigQuery
+
+# A shell in the background starts programs with SIGINT ignored, and ours would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Query = Callable[[str], list[dict[str, Any]]]
 

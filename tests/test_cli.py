@@ -47,15 +47,20 @@ def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
     return result
 
 
-def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a command as a program of its own."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def program(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a command as a program of its own, and not longer than the test."""
+    with subprocess.Popen(
         [sys.executable, "-m", "lorc_eventlog", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **options,
-    )
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def steps(result: Result) -> dict[str, str]:

@@ -59,7 +59,7 @@ def make_row(**changes: Any) -> dict[str, Any]:
 def make_client(server: ScriptedBigQuery) -> bigquery.Client:
     return bigquery.Client(
         project="test",
-        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        credentials=AnonymousCredentials(),
         client_options={"api_endpoint": server.url},
     )
 
@@ -89,7 +89,7 @@ def insert(server: ScriptedBigQuery) -> Iterator[Insert]:
         )
 
     yield insert
-    client.close()  # type: ignore[no-untyped-call]
+    client.close()
 
 
 def post(server: ScriptedBigQuery, body: bytes, path: str | None = None) -> tuple[int, Any]:

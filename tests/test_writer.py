@@ -770,21 +770,30 @@ def test_many_threads_log_many_events(scripted: ScriptedBigQuery, client: bigque
 def test_a_signal_handler_may_log_in_the_middle_of_a_log_call(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    in_handler = 0
+    in_handler = depth = 0
     with running_writer(client, batch_rows=7, flush_interval=0.001) as writer, sampled(writer):
 
         def log(*_: object) -> None:
-            nonlocal in_handler
-            number, in_handler = in_handler, in_handler + 1
-            writer.submit(make_event(1_000_000 + number))
+            nonlocal in_handler, depth
+            depth += 1  # it interrupts itself as well
+            if depth < 4:
+                number, in_handler = in_handler, in_handler + 1
+                writer.submit(make_event(1_000_000 + number))
+            depth -= 1
 
-        previous = signal.signal(signal.SIGALRM, log)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        previous = signal.signal(signal.SIGUSR1, log)
+        main, done = threading.get_ident(), threading.Event()
+
+        def interrupt(_: int) -> None:
+            while not done.wait(0.001):
+                signal.pthread_kill(main, signal.SIGUSR1)
+
         try:
-            submit_events(writer, range(5000))
+            with threads(1, interrupt):
+                submit_events(writer, range(5000))
+                done.set()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
+            signal.signal(signal.SIGUSR1, previous)
         assert writer.flush(30)
 
     assert in_handler > 10
