@@ -19,19 +19,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import call_cost, cpu_per_event, growth, page, plot, start, sustained
+from benchmarks import call_cost, cpu_per_event, disk, growth, page, plot, start, sustained
 
 PACKAGES = (
     "google-cloud-bigquery",
     "google-cloud-logging",
     "opentelemetry-sdk",
     "watchtower",
+    "python-logstash-async",
+    "persist-queue",
     "structlog",
     "orjson",
 )
 
 FULL: dict[str, Callable[[], dict[str, Any]]] = {
     "call_cost": lambda: call_cost.measure(rounds=40),
+    "disk": lambda: disk.measure(rounds=20),
     "cpu_per_event": lambda: cpu_per_event.measure(rounds=9, events=20_000),
     "sustained": lambda: sustained.measure(
         rate=20_000, seconds=30, rates=[25_000, 30_000, 35_000, 40_000, 45_000, 50_000]
@@ -41,6 +44,7 @@ FULL: dict[str, Callable[[], dict[str, Any]]] = {
 }
 QUICK: dict[str, Callable[[], dict[str, Any]]] = {
     "call_cost": lambda: call_cost.measure(rounds=3),
+    "disk": lambda: disk.measure(rounds=2),
     "cpu_per_event": lambda: cpu_per_event.measure(rounds=1, events=10_000),
     "sustained": lambda: sustained.measure(rate=20_000, seconds=5, rates=[30_000]),
     "growth": lambda: growth.measure(rounds=10, events=[1_000, 10_000]),

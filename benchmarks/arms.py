@@ -6,10 +6,15 @@ import json
 import logging
 import logging.handlers
 import queue
+import sqlite3
+import threading
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from benchmarks.events import MESSAGE, make_fields
@@ -31,6 +36,8 @@ class Arm:
     """Delivers what is buffered and waits for it."""
     close: Callable[[], object]
     handler: logging.Handler | None = None
+    wait_until_on_disk: Callable[[], object] | None = None
+    """Where an event is there only after the call."""
 
 
 Opener = Callable[[str], Arm]
@@ -192,6 +199,120 @@ def structlog_with_ours(url: str) -> Arm:  # noqa: ARG001  from the environment
     processor = BigQueryEventProcessor()
     log = _structlog("ours", processor).info
     return Arm(log, make_fields, processor.flush, processor.close)
+
+
+# What keeps the event on disk
+
+
+def ours_on_disk(url: str, directory: Path, sync: str) -> Arm:
+    """BigQueryEventHandler with spool_dir."""
+    return ours(url, name=f"spool-{sync}", spool_dir=directory, spool_sync=sync)
+
+
+class _Accepting:
+    """A transport of python-logstash-async: takes what it is given, and counts."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._changed = threading.Condition()
+
+    def send(self, events: list[bytes], *, use_logging: bool) -> None:  # noqa: ARG002  its name
+        with self._changed:
+            self._sent += len(events)
+            self._changed.notify_all()
+
+    def wait_for(self, events: int) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._sent >= events, timeout=60):
+                msg = f"{self._sent} of {events} events sent"
+                raise TimeoutError(msg)
+
+    def close(self) -> None:
+        pass
+
+
+def logstash_async(url: str, directory: Path) -> Arm:  # noqa: ARG001
+    """AsynchronousLogstashHandler with database_path: it queues, its thread writes to SQLite.
+
+    The thread looks every two seconds. What it sends is accepted at once, without a network.
+    """
+    from logstash_async.handler import AsynchronousLogstashHandler
+
+    database = directory / "logstash.db"
+    transport = _Accepting()
+    handler = AsynchronousLogstashHandler(
+        "127.0.0.1", 0, database_path=str(database), transport=transport
+    )
+    info = _logger_with(handler, "logstash").info
+    logged = 0
+
+    def log(message: str, **fields: Any) -> None:
+        nonlocal logged
+        info(message, **fields)
+        logged += 1
+
+    def wait_until_on_disk() -> None:
+        # Its events have ascending keys, and SQLite remembers the last one that it gave away.
+        deadline = time.monotonic() + 60
+        while _last_key(database) < logged:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.01)
+
+    def settle() -> None:
+        handler.flush()
+        transport.wait_for(logged)
+
+    return Arm(log, _as_extra, settle, handler.close, handler, wait_until_on_disk)
+
+
+def _last_key(database: Path) -> int:
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        try:
+            found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
+        except sqlite3.OperationalError:  # there is no table yet
+            return 0
+        return int((found.fetchone() or (0,))[0])
+
+
+def logstash_async_in_the_call(url: str, directory: Path) -> Arm:  # noqa: ARG001
+    """What the thread of AsynchronousLogstashHandler does for an event, done in the call."""
+    from logstash_async.database import DatabaseCache
+    from logstash_async.handler import SynchronousLogstashHandler
+
+    cache = DatabaseCache(str(directory / "logstash-in-the-call.db"))
+
+    class Handler(SynchronousLogstashHandler):  # type: ignore[misc]
+        def emit(self, record: logging.LogRecord) -> None:
+            cache.add_event(self._format_record(record))
+
+    def empty() -> None:
+        while cache.get_queued_events():
+            cache.delete_queued_events()
+
+    handler = Handler("127.0.0.1", 0, transport=_Accepting())
+    logger = _logger_with(handler, "logstash-in-the-call")
+    return Arm(logger.info, _as_extra, empty, handler.close, handler)
+
+
+def persist_queue(url: str, directory: Path, *, synchronous: str | None = None) -> Arm:  # noqa: ARG001
+    """The standard library's QueueHandler on a SQLiteQueue(auto_commit=True) of persist-queue."""
+    from persistqueue import SQLiteQueue
+
+    name = f"persist-{synchronous}"
+    waiting = SQLiteQueue(str(directory / name), auto_commit=True, multithreading=True)
+    if synchronous is not None:
+        waiting._putter.execute(f"PRAGMA synchronous={synchronous}")  # noqa: SLF001  no option
+
+    class Handler(logging.handlers.QueueHandler):
+        def enqueue(self, record: logging.LogRecord) -> None:
+            waiting.put(record)
+
+    def empty() -> None:
+        while not waiting.empty():
+            waiting.get_nowait()
+
+    return Arm(_logger_with(Handler(waiting), name).info, _as_extra, empty, waiting.close)
 
 
 # What is compared by CPU for a delivered event, besides the above

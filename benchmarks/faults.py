@@ -1,7 +1,7 @@
 """The same faults met by lorc_eventlog and by three other ways to deliver logs.
 
-Prints a table in Markdown. Each cell is a program of its own, with each library's default options,
-against a server of its own:
+Writes a table into docs/reliability.md, and prints it. Each cell is a program of its own, with
+each library's default options, against a server of its own:
 
     python -m benchmarks.faults
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from benchmarks import arms
 from benchmarks.events import MESSAGE, make_payload
 from benchmarks.server import ROOT, Remote, environment, running_server
 
+PAGE = ROOT / "docs" / "reliability.md"
 PATIENCE = 45.0
 """A program that has not ended after so many seconds is ended."""
 
@@ -190,8 +192,22 @@ def table(faults: list[str]) -> str:
     return "\n".join(lines)
 
 
+def write(lines: str) -> None:
+    """Write the table between the markers of the page."""
+    text, found = re.subn(
+        r"(<!-- faults:begin -->\n).*?(<!-- faults:end -->)",
+        lambda markers: f"{markers[1]}\n{lines}\n\n{markers[2]}",
+        PAGE.read_text(),
+        flags=re.DOTALL,
+    )
+    if found != 1:
+        msg = f"{found} pairs of faults:begin and faults:end in {PAGE}"
+        raise ValueError(msg)
+    PAGE.write_text(text)
+
+
 def main() -> None:
-    """Print the table, or one cell of it; with a URL, be the program of that cell."""
+    """Write the table, or print one line or cell; with a URL, be the program of that cell."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fault", choices=FAULTS, nargs="?")
     parser.add_argument("library", choices=LIBRARIES, nargs="?")
@@ -203,8 +219,12 @@ def main() -> None:
         case.program(arm, case.events, Remote(options.url))
     elif options.library is not None:
         print(meet(options.fault, options.library))
+    elif options.fault is not None:
+        print(table([options.fault]))
     else:
-        print(table([options.fault] if options.fault else list(FAULTS)))
+        lines = table(list(FAULTS))
+        print(lines)
+        write(lines)
 
 
 if __name__ == "__main__":

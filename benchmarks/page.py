@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from benchmarks import call_cost, cpu_per_event, growth
+from benchmarks import call_cost, cpu_per_event, disk, growth
 from benchmarks.events import KILOBYTES
 from benchmarks.server import ROOT
 
@@ -21,11 +21,12 @@ Results = dict[str, Any]
 
 def write(results: Results) -> None:
     """Write each table anew that was measured; whatever stands outside the markers stays."""
-    measured = ("call_cost", "cpu_per_event", "sustained", "growth", "start")
+    measured = ("call_cost", "disk", "cpu_per_event", "sustained", "growth", "start")
     tables: dict[str, tuple[Callable[[Results], Iterable[str]], tuple[str, ...]]] = {
         "machine": (_machine, ("machine",)),
         "targets": (_targets, measured),
         "call": (_call, ("call_cost",)),
+        "disk": (_disk, ("disk",)),
         "cpu": (_cpu, ("cpu_per_event",)),
         "sustained": (_sustained, ("sustained",)),
         "growth": (_growth, ("growth",)),
@@ -68,6 +69,8 @@ def _machine(results: Results) -> Iterable[str]:
 
 def _targets(results: Results) -> Iterable[str]:
     small = results["call_cost"]["0.2"]
+    on_disk = results["disk"]["arms"]
+    in_the_call = on_disk[disk.LOGSTASH_IN_THE_CALL]
     cpu = results["cpu_per_event"]
     steady = results["sustained"]["steady"]
     buffered = results["growth"]["call_by_buffered"]["90000"]["empty"][0]
@@ -78,6 +81,14 @@ def _targets(results: Results) -> Iterable[str]:
         ("call ÷ QueueHandler's", "≤ 0.9", small["QueueHandler"]["ours"][0], 0.9),
         ("call ÷ google-cloud-logging's", "≤ 0.4", small["google-cloud-logging"]["ours"][0], 0.4),
         ("call ÷ OpenTelemetry's", "≤ 0.4", small["OpenTelemetry"]["ours"][0], 0.4),
+        ("call with the spool ÷ the one in memory", "≤ 4", on_disk[disk.SPOOL]["memory"][0], 4),
+        ("call with the spool ÷ persist-queue's", "≤ 0.5", on_disk[disk.PERSIST]["spool"][0], 0.5),
+        (
+            "call with the spool ÷ python-logstash-async's, written in the call",
+            "≤ 0.5",
+            in_the_call["spool"][0],
+            0.5,
+        ),
         ("CPU ÷ the floor's", "≤ 1.5", cpu["lorc_eventlog"]["floor"][0], 1.5),
         (
             "CPU ÷ google-cloud-logging's",
@@ -113,6 +124,28 @@ def _call(results: Results) -> Iterable[str]:
             *(_with_spread(figure["microseconds"]) for figure in figures),
             *(f"{figure['ours'][0]:.2f}" for figure in figures),
         )
+
+
+def _disk(results: Results) -> Iterable[str]:
+    yield from _header(
+        "arm",
+        "call, µs",
+        "it ÷ in memory",
+        '`"normal"` ÷ it',
+        '`"full"` ÷ it',
+        f"{disk.BURST} events on disk after, s",
+    )
+    for name in disk.ARMS:
+        figures = results["disk"]["arms"][name]
+        seconds = figures["seconds_until_on_disk"]
+        yield _row(
+            name,
+            _with_spread(figures["microseconds"]),
+            *(_with_spread(figures[other], 2) for other in ("memory", "spool", "spool_full")),
+            "never" if seconds is None else _with_spread(seconds, 3),
+        )
+    yield ""
+    yield f"File system: {results['disk']['file_system']}."
 
 
 def _cpu(results: Results) -> Iterable[str]:

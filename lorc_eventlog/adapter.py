@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
 
+_OPTIONS_OF_A_WRITER = EventWriter.__init__.__kwdefaults__ or {}
+
+
 class Adapter:
     """Base of everything that turns log calls into events.
 
@@ -38,6 +41,26 @@ class Adapter:
         writer: EventWriter | None = None,
         **writer_options: Any,
     ) -> None:
+        _check_options(writer_options)
+        _check(
+            bq_client is None or _has(bq_client, "insert_rows_json"),
+            "bq_client",
+            bq_client,
+            "a google.cloud.bigquery.Client (in a dictConfig: ext://package.client)",
+        )
+        _check(
+            source is None or (source != "" and isinstance(source, str)),
+            "source",
+            source,
+            "a string that is not empty",
+        )
+        _check(isinstance(background, bool), "background", background, "true or false")
+        _check(
+            writer is None or _has(writer, "submit_row"),
+            "writer",
+            writer,
+            "an EventWriter (in a dictConfig: ext://package.writer)",
+        )
         self.source = source
         self.writer: EventWriter | ForegroundWriter
         if writer is not None:
@@ -65,6 +88,24 @@ class Adapter:
     def close(self) -> None:
         """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered."""
         self.writer.close()
+
+
+def _check_options(writer_options: dict[str, Any]) -> None:
+    unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
+    if unknown:
+        options = ["bq_client", "source", "background", "writer", *_OPTIONS_OF_A_WRITER]
+        msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
+        raise TypeError(msg)
+
+
+def _has(thing: object, method: str) -> bool:
+    return callable(getattr(thing, method, None))
+
+
+def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noqa: FBT001
+    if not good:
+        msg = f"{option} must be {meaning}, not {value!r}"
+        raise ValueError(msg)
 
 
 def _refuse(why: str, bq_client: Client | None, writer_options: dict[str, Any]) -> None:

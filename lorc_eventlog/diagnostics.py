@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 from collections import deque
+from collections.abc import Iterator
 
 logger = logging.getLogger("lorc_eventlog")
 
@@ -40,6 +42,41 @@ class Throttle:
         return True
 
 
+class ForkGuard:
+    """Keeps a fork from coming in the middle of a message of a sender thread.
+
+    Python's ``stderr`` has a lock that nobody releases in the child of a fork: if a thread of the
+    parent was writing, the child would wait for it for ever. A fork waits for the message to end,
+    but for a handler that hangs only so long.
+    """
+
+    PATIENCE = 5.0
+    """Seconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a handler may itself fork
+        self._forking = threading.local()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no fork come in between."""
+        with self._lock:
+            yield
+
+    def before_fork(self) -> None:
+        """Wait for a message that is being written."""
+        self._forking.has_lock = self._lock.acquire(timeout=self.PATIENCE)
+
+    def after_fork_in_parent(self) -> None:
+        """Let messages be written again."""
+        if self._forking.has_lock:
+            self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: the thread that may have held the lock is not here."""
+        self._lock = threading.RLock()
+
+
 class Notes:
     """Messages that are noted under a lock and said when it is free.
 
@@ -64,15 +101,47 @@ class Notes:
                 level, message, arguments = self._notes.popleft()
             except IndexError:  # another thread says it
                 return
-            try:
-                logger.log(level, message, *arguments)
-            except Exception as error:  # noqa: BLE001  a user's filter must not end a sender
-                say_on_stderr(f"logging raised {type(error).__name__} for: {message % arguments}")
+            say(level, message, *arguments)
+
+
+def say(level: int, message: str, *arguments: object) -> None:
+    """Log a message, as ``Logger.log`` takes it. A handler or filter that raises is reported."""
+    try:
+        logger.log(level, message, *arguments)
+    except Exception as error:  # noqa: BLE001  a user's filter must end no sender and no log call
+        say_on_stderr(f"logging raised {type(error).__name__} for: {message % arguments}")
 
 
 def say_on_stderr(message: str) -> None:
     """Say what must be seen at exit, when logging may be shut down already."""
     if sys.stderr is not None:
-        # A closed stderr must not break the log call that has something to say.
-        with contextlib.suppress(OSError, ValueError):
+        # A stderr that is closed, or somebody's own, must not break the log call behind it.
+        with contextlib.suppress(Exception):
             sys.stderr.write(f"lorc_eventlog: {message}\n")
+
+
+def loss(event_type: object, error: BaseException | None, place: str = "") -> str:
+    """Tell that an event is not recorded, and why; raises nothing, whatever the event is."""
+    # Not isinstance, nor repr: an object may make something of its own of either.
+    what = f"event {str.__repr__(event_type)}" if issubclass(type(event_type), str) else "an event"
+    return f"{what}{place} is not recorded: {describe(error)}"
+
+
+def describe(error: BaseException | None) -> str:
+    """Name the type of ``error`` and, if it is this package's own, its message.
+
+    Any other message may quote what it was raised for: a payload, a ``subject_id``.
+    """
+    kind = type(error).__name__
+    # Exactly these types, because the interpreter raises others of its own in our modules.
+    is_our_own = type(error) in (ValueError, RuntimeError) and _is_raised_here(error)
+    return f"{kind}: {error}" if is_our_own else kind
+
+
+def _is_raised_here(error: BaseException | None) -> bool:
+    trace = None if error is None else error.__traceback__
+    module = None
+    while trace is not None:  # the innermost call is the last
+        module = trace.tb_frame.f_globals.get("__name__")
+        trace = trace.tb_next
+    return isinstance(module, str) and module.startswith(f"{logger.name}.")

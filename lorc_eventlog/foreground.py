@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog import capture
 from lorc_eventlog.client import open_client, renew_connections
+from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.event_client import Envelope, Row, finish, row_at, to_row
-from lorc_eventlog.insert import insert_now
+from lorc_eventlog.insert import as_failure, insert_now
 from lorc_eventlog.table import events_table
 from lorc_eventlog.writer import WriterStats
 
@@ -73,7 +74,7 @@ class ForegroundWriter:
         except Exception as error:
             with self._lock:
                 self._rejected += 1
-                self._last_error = str(error)
+                self._last_error = describe(error)
             raise
         with self._lock:
             self._delivered += 1
@@ -100,7 +101,11 @@ class ForegroundWriter:
 
     def _own_client(self) -> Client:
         if self._client is None:
-            self._client = open_client()
+            try:
+                self._client = open_client()
+            except Exception as error:
+                msg = f"there is no BigQuery client: {as_failure(error, ())}"
+                raise RuntimeError(msg) from error
         elif self._process != os.getpid():  # forked since
             renew_connections(self._client)
             self._begin()

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapter import Adapter
-from lorc_eventlog.diagnostics import is_about_delivery, say_on_stderr
+from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.event_client import draft_at
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     """Sends every record that carries ``event_type`` to BigQuery; all others pass by.
 
     The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
-    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them; a missing payload is
-    ``{}``. ``created_at`` is the record's own time.
+    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them. None is as good as
+    missing; a missing payload is ``{}``. ``created_at`` is the record's own time.
 
     The handler has no lock of its own, unlike other handlers: the writer needs none around it,
     and so a log call never waits for another thread's.
@@ -39,6 +39,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
         ValueError: An option has a value that it cannot have.
+        TypeError: There is no such option.
     """
 
     def __init__(
@@ -75,15 +76,19 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
         event_type = fields.get("event_type")
-        if event_type is None or is_about_delivery(record):
+        if event_type is None:
             return
         try:
+            if is_about_delivery(record):
+                return
+            payload = fields.get("payload")
+            source = fields.get("source")
             self.writer.submit_row(
                 draft_at(
                     record.created,
                     event_type,
-                    fields.get("payload", {}),
-                    fields.get("source") or self.source,
+                    {} if payload is None else payload,
+                    self.source if source is None else source,
                     fields.get("schema_ref"),
                     fields.get("correlation_id"),
                     fields.get("subject_id"),
@@ -99,13 +104,8 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         hold what the payload holds.
         """
         if logging.raiseExceptions:
-            error = sys.exc_info()[1]
             event_type = record.__dict__.get("event_type")
-            what = f"event {event_type!r}" if isinstance(event_type, str) else "an event"
-            say_on_stderr(
-                f"{what} of logger {record.name!r} ({record.pathname}:{record.lineno}) is not "
-                f"recorded: {type(error).__name__}: {error}"
-            )
+            say_on_stderr(loss(event_type, sys.exc_info()[1], _place(record)))
 
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
         """Send what is buffered and wait until it is settled, as every adapter does.
@@ -124,6 +124,13 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         else:
             Adapter.close(self)
         logging.Handler.close(self)
+
+
+def _place(record: logging.LogRecord) -> str:
+    try:
+        return f" of logger {record.name!r} ({record.pathname}:{record.lineno})"
+    except Exception:  # noqa: BLE001  whatever a filter made of the record
+        return ""
 
 
 def _holds_loggings_lock() -> bool:

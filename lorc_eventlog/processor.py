@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from lorc_eventlog.adapter import Adapter
-from lorc_eventlog.diagnostics import is_about_delivery
-from lorc_eventlog.diagnostics import logger as diagnostics
+from lorc_eventlog.diagnostics import is_about_delivery, loss, say
 from lorc_eventlog.event_client import Envelope, draft_at
 
 _NOT_PAYLOAD = frozenset(Envelope.__annotations__) | {
@@ -25,12 +25,14 @@ class BigQueryEventProcessor(Adapter):
     """Sends every event dict that carries ``event_type`` to BigQuery, and returns it unchanged.
 
     Put it into the chain after ``merge_contextvars`` and before the renderer. It reads
-    ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and ``subject_id``.
-    Without a ``payload`` key, the payload is everything else that is bound to the event, its
-    message (``event``) included, without what structlog puts there for itself.
+    ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and ``subject_id``;
+    None is as good as missing. Without a ``payload``, it is everything else that is bound to the
+    event, its message (``event``) included, without what structlog puts there for itself.
 
     Args, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`, without ``level``.
     """
+
+    _is_misplaced = False
 
     def __call__(
         self,
@@ -39,26 +41,39 @@ class BigQueryEventProcessor(Adapter):
         event_dict: MutableMapping[str, Any],
     ) -> MutableMapping[str, Any]:
         """Submit ``event_dict`` if it is an event; a bad one is reported and never raises."""
-        event_type = event_dict.get("event_type")
-        if event_type is not None and not _is_about_delivery(event_dict.get("_record")):
-            try:
+        event_type = None
+        try:
+            event_type = event_dict.get("event_type")
+            if event_type is not None and not _is_about_delivery(event_dict.get("_record")):
+                payload = event_dict.get("payload")
+                source = event_dict.get("source")
                 self.writer.submit_row(
                     draft_at(
                         time.time(),
                         event_type,
-                        event_dict["payload"] if "payload" in event_dict else _bound(event_dict),
-                        event_dict.get("source") or self.source,
+                        _bound(event_dict) if payload is None else payload,
+                        self.source if source is None else source,
                         event_dict.get("schema_ref"),
                         event_dict.get("correlation_id"),
                         event_dict.get("subject_id"),
                     )
                 )
-            except Exception as error:  # noqa: BLE001  a log call never raises
-                what = f"event {event_type!r}" if isinstance(event_type, str) else "an event"
-                diagnostics.error(  # noqa: TRY400  no traceback: it may show values
-                    "%s is not recorded: %s: %s", what, type(error).__name__, error
-                )
+        except Exception as error:  # noqa: BLE001  a log call never raises
+            if issubclass(type(event_dict), Mapping):
+                say(logging.ERROR, "%s", loss(event_type, error))
+            else:
+                self._say_misplaced(event_dict)
         return event_dict
+
+    def _say_misplaced(self, line: object) -> None:
+        if not self._is_misplaced:
+            self._is_misplaced = True  # first, because what is said may come by here
+            say(
+                logging.ERROR,
+                "no event is recorded: BigQueryEventProcessor gets lines that are rendered (%s): "
+                "put the processor before the renderer",
+                type(line).__name__,
+            )
 
 
 def _is_about_delivery(record: Any) -> bool:

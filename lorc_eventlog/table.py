@@ -32,8 +32,9 @@ _DEDUPLICATED = """\
 SELECT * FROM `{}` WHERE TRUE
 QUALIFY ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY created_at) = 1"""
 
-_DATASET = re.compile(r"(?:[A-Za-z0-9:.-]+\.)?[A-Za-z0-9_]+")
-_TABLE = re.compile(r"[\w $-]+")
+# A project has dots only in the domain before it: example.com:project.
+_DATASET = re.compile(r"(?:(?:[A-Za-z0-9.-]+:)?[A-Za-z0-9-]+\.)?[A-Za-z0-9_]+")
+_TABLE = re.compile(r"(?! )[\w $-]+(?<! )")
 
 
 def events_table() -> str:
@@ -102,7 +103,8 @@ def create_events_table(
     there is left as it is; :func:`check_events_table` says whether it fits.
 
     Args:
-        client: A ``google.cloud.bigquery.Client`` that may create datasets and tables.
+        client: A ``google.cloud.bigquery.Client`` that may create tables and, if the dataset is
+            not there, datasets.
         location: Where a new dataset is kept, such as ``EU``; None takes the client's.
         deduplicated_view: Whether to create, beside the table, the view ``<table>_deduplicated``
             too, which has each event once. BigQuery itself sorts out an event that is sent twice
@@ -113,6 +115,7 @@ def create_events_table(
         RuntimeError: An environment variable is not set.
         google.api_core.exceptions.GoogleAPICallError: BigQuery refused, as it says.
     """
+    from google.api_core.exceptions import NotFound
     from google.cloud import bigquery
 
     table = bigquery.Table(_full_name(client), schema=events_schema())
@@ -121,7 +124,10 @@ def create_events_table(
     dataset = bigquery.Dataset(f"{table.project}.{table.dataset_id}")
     if location is not None:
         dataset.location = location
-    client.create_dataset(dataset, exists_ok=True)
+    try:
+        client.get_dataset(dataset.reference)
+    except NotFound:  # only then, because few accounts may create a dataset
+        client.create_dataset(dataset, exists_ok=True)
     created = client.create_table(table, exists_ok=True)
     if deduplicated_view:
         view = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_deduplicated")
@@ -152,29 +158,49 @@ def check_events_table(client: Client) -> None:
             f"or correct {DATASET_VARIABLE} and {TABLE_VARIABLE}"
         )
         raise RuntimeError(msg) from None
-    problems = list(_problems(name, {column.name: column for column in table.schema}))
+    if table.table_type == "TABLE":
+        # To BigQuery, Payload and payload are one column.
+        problems = list(_problems(name, {column.name.lower(): column for column in table.schema}))
+    else:
+        problems = [
+            f"- it is a {table.table_type}, which takes no events: set {TABLE_VARIABLE} to a table"
+        ]
     if problems:
         raise RuntimeError("\n".join([f"table {name} cannot take events:", *problems]))
 
 
 def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
-    for column, (kind, _) in COLUMNS.items():
-        if column not in found:
+    for column, (kind, mode) in COLUMNS.items():
+        field = found.get(column)
+        if field is None:
             yield (
                 f"- column {column} is missing: ALTER TABLE `{name}` ADD COLUMN {column} {kind};"
             )
-        elif found[column].field_type != kind or found[column].mode == "REPEATED":
-            repeated = "REPEATED " if found[column].mode == "REPEATED" else ""
+            continue
+        alter = f"ALTER TABLE `{name}` ALTER COLUMN {field.name}"
+        if field.field_type != kind or field.mode == "REPEATED":
+            repeated = "REPEATED " if field.mode == "REPEATED" else ""
             yield (
-                f"- column {column} is {repeated}{found[column].field_type}, must be {kind}: "
+                f"- column {field.name} is {repeated}{field.field_type}, must be {kind}: "
                 f"BigQuery cannot change a column in place, so create the table anew "
                 f"(create_events_table) and copy the rows"
+            )
+            continue
+        if field.mode == "REQUIRED" and mode == "NULLABLE":
+            yield (
+                f"- column {field.name} is REQUIRED and not every event fills it: "
+                f"{alter} DROP NOT NULL;"
+            )
+        if field.max_length is not None:
+            yield (
+                f"- column {field.name} takes no text of over {field.max_length} characters: "
+                f"{alter} SET DATA TYPE {kind};"
             )
     for column, field in found.items():
         if column not in COLUMNS and field.mode == "REQUIRED":
             yield (
-                f"- column {column} is REQUIRED and no event fills it: "
-                f"ALTER TABLE `{name}` ALTER COLUMN {column} DROP NOT NULL;"
+                f"- column {field.name} is REQUIRED and no event fills it: "
+                f"ALTER TABLE `{name}` ALTER COLUMN {field.name} DROP NOT NULL;"
             )
 
 

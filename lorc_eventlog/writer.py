@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from lorc_eventlog import capture
 from lorc_eventlog.backlog import Backlog, Batch, row_bytes
 from lorc_eventlog.client import import_guard, open_client, renew_connections
-from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
+from lorc_eventlog.diagnostics import ForkGuard, Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.event_client import Envelope, Row, draft_at, finish, to_envelope, to_row
 from lorc_eventlog.insert import (
     REQUEST_TIMEOUT,
@@ -485,7 +485,7 @@ class EventWriter:
             self._senders.add(threading.current_thread())
         try:
             while (batch := self._next_batch()) is not None:
-                self._notes.say()
+                self._say()
                 self._send(batch, REQUEST_TIMEOUT)
         finally:
             with self._lock:
@@ -517,10 +517,14 @@ class EventWriter:
                     self._spool.close()
             return None
 
+    def _say(self) -> None:
+        with _fork_guard.held():
+            self._notes.say()
+
     def _say_without_lock(self) -> None:
         self._lock.release()
         try:
-            self._notes.say()
+            self._say()
         finally:
             self._lock.acquire()
 
@@ -653,7 +657,7 @@ class EventWriter:
                 self._notes.note(
                     logging.INFO, "BigQuery takes events again; %d are buffered", self._buffered
                 )
-        self._notes.say()
+        self._say()
         for index, reason in answer.refused.items():
             self._bury(batch.rows[index], reason)
         with self._lock:
@@ -676,7 +680,7 @@ class EventWriter:
                     level, "BigQuery does not take events for now, they wait: %s", str(failure)
                 )
             self._tell()
-        self._notes.say()
+        self._say()
         if given_up:
             self._give_up(batch, str(failure))
 
@@ -702,7 +706,7 @@ class EventWriter:
                     type(error).__name__,
                     *what,
                 )
-        self._notes.say()
+        self._say()
         with self._lock:
             self._rejected += 1
             self._last_error = reason
@@ -779,6 +783,7 @@ _unclosed: set[EventWriter] = set()
 _forking: list[EventWriter] = []
 """Whose lock is held over a fork. The child must not lose one before its files are closed."""
 
+_fork_guard = ForkGuard()
 _ends_by_multiprocessing = False
 
 
@@ -809,6 +814,7 @@ def _flush_before_the_process_ends() -> None:
 
 
 def _before_fork() -> None:
+    _fork_guard.before_fork()
     import_guard.acquire()
     # So that the child finds no spool in the middle of a change, and leaves no lock behind.
     _forking.extend(_writers)
@@ -821,11 +827,13 @@ def _after_fork_in_parent() -> None:
         writer._lock.release()  # noqa: SLF001
     _forking.clear()
     import_guard.release()
+    _fork_guard.after_fork_in_parent()
 
 
 def _after_fork_in_child() -> None:
     global _ends_by_multiprocessing  # noqa: PLW0603
     _ends_by_multiprocessing = False
+    _fork_guard.after_fork_in_child()
     import_guard.release()
     for writer in _forking:
         writer._start_anew_in_child()  # noqa: SLF001

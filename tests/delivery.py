@@ -162,6 +162,7 @@ def start_program(name: str, *arguments: object, **changes: str) -> subprocess.P
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**changes),
+        start_new_session=True,
     )
 
 

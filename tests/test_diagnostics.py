@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from lorc_eventlog.diagnostics import Notes, Throttle, is_about_delivery, say_on_stderr
+from lorc_eventlog.diagnostics import (
+    Notes,
+    Throttle,
+    describe,
+    is_about_delivery,
+    loss,
+    say_on_stderr,
+)
+from lorc_eventlog.event_client import row_at
 
 
 def test_a_throttle_lets_one_message_of_a_kind_through_in_each_interval() -> None:
@@ -88,12 +96,39 @@ def test_which_loggers_tell_how_events_are_delivered(name: str | None, verdict: 
     assert is_about_delivery(logging.makeLogRecord({"name": name})) == verdict
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_without_a_stderr_nothing_is_said_and_nothing_raised(
-    monkeypatch: pytest.MonkeyPatch, closed: bool
+class BrokenStderr(io.StringIO):
+    def write(self, text: str) -> int:
+        raise LookupError(text)
+
+
+CLOSED_STDERR = io.StringIO()
+CLOSED_STDERR.close()
+
+
+@pytest.mark.parametrize("stderr", [None, CLOSED_STDERR, BrokenStderr(), object()])
+def test_without_a_stderr_that_works_nothing_is_said_and_nothing_raised(
+    monkeypatch: pytest.MonkeyPatch, stderr: Any
 ) -> None:
-    stderr = io.StringIO() if closed else None
-    if stderr:
-        stderr.close()
     monkeypatch.setattr(sys, "stderr", stderr)
     say_on_stderr("something")
+
+
+def test_the_message_of_an_error_is_told_if_the_package_wrote_it() -> None:
+    with pytest.raises(ValueError, match="source is missing") as own:
+        row_at(0.0, "a.b", {}, None)
+    assert describe(own.value) == "ValueError: source is missing: it must be a non-empty string"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("PrivateWord"), RuntimeError("PrivateWord"), LookupError("PrivateWord")]
+)
+def test_the_message_of_any_other_error_is_not(error: Exception) -> None:
+    assert describe(error) == type(error).__name__  # one that was never raised
+    with pytest.raises(type(error)):
+        raise error
+    assert describe(error) == type(error).__name__
+
+
+def test_an_error_that_is_handled_already_is_told_as_none() -> None:
+    """For a subclass of the handler may call handleError at any time."""
+    assert loss("a.b", None) == "event 'a.b' is not recorded: NoneType"

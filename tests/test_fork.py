@@ -6,6 +6,7 @@ LORC_EVENTLOG_SOAK=seconds repeats the fork under load until so many seconds are
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,8 +45,8 @@ def run_forks(scripted: ScriptedBigQuery, way: str, children: int, events: int) 
     try:
         printed, said = program.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        program.send_signal(6)  # faulthandler shows where it hangs
-        _, said = program.communicate()
+        os.killpg(program.pid, signal.SIGABRT)  # faulthandler shows where each of them hangs
+        _, said = program.communicate(timeout=30)
         pytest.fail(f"it hangs: {said}")
     assert program.returncode == 0, said
     assert PRIVATE not in said

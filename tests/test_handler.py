@@ -18,6 +18,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 from asgi_correlation_id import CorrelationIdFilter, correlation_id
 from google.cloud import bigquery
 
+import lorc_eventlog.foreground
 import lorc_eventlog.insert
 from conftest import Query
 from lorc_eventlog import BigQueryEventHandler, EventWriter, build_envelope
@@ -207,8 +209,39 @@ def test_a_missing_variable_fails_at_configuration_time_and_the_user_sees_which(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_rows": 0}, "ValueError: batch_rows must be from 1 to 50,000, not 0"),
-        ({"batch_size": 5}, "TypeError: .*unexpected keyword argument 'batch_size'"),
+        (
+            {"batch_rows": 0},
+            "ValueError: batch_rows must be a whole number from 1 to 50,000, not 0",
+        ),
+        (
+            {"batch_size": 5},
+            (
+                "TypeError: no such option: batch_size; the options are bq_client, source, "
+                "background, writer, batch_rows, flush_interval, .*, spool_sync$"
+            ),
+        ),
+        (
+            {"background": False, "batch_size": 5, "capacity": 5},
+            "TypeError: no such option: batch_size; the options are ",
+        ),
+        (
+            {"bq_client": "app.client"},
+            (
+                r"ValueError: bq_client must be a google\.cloud\.bigquery\.Client \(in a "
+                r"dictConfig: ext://package\.client\), not 'app\.client'"
+            ),
+        ),
+        ({"background": False, "bq_client": "app.client"}, "ValueError: bq_client must be a "),
+        (
+            {"writer": "app.writer"},
+            (
+                r"ValueError: writer must be an EventWriter \(in a dictConfig: "
+                r"ext://package\.writer\), not 'app\.writer'"
+            ),
+        ),
+        ({"background": "false"}, "ValueError: background must be true or false, not 'false'"),
+        ({"source": ""}, "ValueError: source must be a string that is not empty, not ''"),
+        ({"source": 5}, "ValueError: source must be a string that is not empty, not 5"),
         (
             {"background": False, "overflow": "block", "capacity": 5},
             "ValueError: capacity, overflow would have no effect: background is false, so that ",
@@ -225,6 +258,13 @@ def test_an_option_that_cannot_be_fails_at_configuration_time(
     cause = failure.value.__cause__
     assert cause is not None
     assert re.match(message, traceback.format_exception_only(cause)[-1])
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_level_where_the_client_belongs_is_refused() -> None:
+    """Other handlers take the level first."""
+    with pytest.raises(ValueError, match=r"^bq_client must be a .*, not 'INFO'$"):
+        BigQueryEventHandler("INFO")  # type: ignore[arg-type]
 
 
 def test_a_configuration_may_be_replaced_by_another(
@@ -267,18 +307,36 @@ def test_what_the_record_does_not_say_is_none_and_a_missing_payload_is_empty(
     scripted: ScriptedBigQuery, logger: logging.Logger, attach: Attach
 ) -> None:
     handler = attach(source="app")
-    logger.info("an event", extra={"event_type": "a.b", "source": ""})
+    logger.info("an event", extra={"event_type": "a.b"})
+    logger.info("an event", extra={"event_type": "a.b", "source": None, "payload": None})
     assert handler.flush(10)
-    [event] = scripted.events()
-    del event["event_id"], event["created_at"]
-    assert event == {
-        "event_type": "a.b",
-        "source": "app",
-        "schema_ref": None,
-        "correlation_id": None,
-        "subject_id": None,
-        "payload": {},
-    }
+    for event in scripted.events():
+        del event["event_id"], event["created_at"]
+        assert event == {
+            "event_type": "a.b",
+            "source": "app",
+            "schema_ref": None,
+            "correlation_id": None,
+            "subject_id": None,
+            "payload": {},
+        }
+    assert len(scripted.rows) == 2
+
+
+@pytest.mark.parametrize(("source", "found"), [("", "an empty string"), (0, "int")])
+def test_a_bad_source_of_a_record_is_reported_and_not_replaced_by_the_handlers(
+    scripted: ScriptedBigQuery,
+    logger: logging.Logger,
+    attach: Attach,
+    capsys: pytest.CaptureFixture[str],
+    source: Any,
+    found: str,
+) -> None:
+    attach(source="app", background=False)
+    logger.info("an event", extra={"event_type": "a.b", "source": source})
+    assert scripted.requests == []
+    [report] = reports(capsys)
+    assert report.endswith(f"ValueError: source must be a non-empty string, not {found}")
 
 
 def test_records_without_an_event_type_pass_by(
@@ -487,13 +545,34 @@ class Unreadable(dict[str, Any]):
         raise KeyError(PRIVATE)
 
 
+class Kind(Enum):
+    RECEIVED = "received"
+
+
+class Hostile(str):  # noqa: SLOT000
+    """A string that raises whatever it is asked."""
+
+    error: Exception
+
+    def __len__(self) -> int:
+        raise self.error
+
+    def __repr__(self) -> str:
+        raise self.error
+
+
+class MuteError(ValueError):
+    def __str__(self) -> str:
+        raise LookupError(PRIVATE)
+
+
 BAD_EVENTS = [
     ({"event_type": ""}, "event ''", "event_type must be a non-empty string, not an empty string"),
     ({"event_type": 5}, "an event", "event_type must be a non-empty string, not int"),
+    ({"event_type": Kind.RECEIVED}, "an event", "event_type must be a non-empty string, not Kind"),
     ({"source": None}, "event 'bad.one'", "source is missing: it must be a non-empty string"),
     ({"source": 5}, "event 'bad.one'", "source must be a non-empty string, not int"),
     ({"payload": PRIVATE}, "event 'bad.one'", "payload must be a mapping (a dict), not str"),
-    ({"payload": None}, "event 'bad.one'", "payload must be a mapping (a dict), not NoneType"),
     (
         {"payload": CYCLE},
         "event 'bad.one'",
@@ -531,15 +610,12 @@ def test_a_bad_event_is_reported_once_and_the_events_around_it_are_delivered(
     ]
 
 
-def test_an_odd_time_is_reported_too(
-    scripted: ScriptedBigQuery, attach: Attach, capsys: pytest.CaptureFixture[str]
-) -> None:
-    handler = attach(source="app", background=False)
-    handler.handle(logging.makeLogRecord({"event_type": "a.b", "created": float("nan")}))
-    assert scripted.requests == []
-    [report] = reports(capsys)
-    assert "event 'a.b'" in report
-    assert "ValueError: " in report
+def test_an_odd_time_does_not_cost_the_event(scripted: ScriptedBigQuery, attach: Attach) -> None:
+    handler = attach(source="app")
+    for created in (float("nan"), None, "2025"):
+        handler.handle(logging.makeLogRecord({"event_type": "a.b", "created": created}))
+    assert handler.flush(10)
+    assert len(scripted.rows) == 3
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -555,6 +631,52 @@ def test_a_payload_that_cannot_be_read_is_reported_without_a_word_of_it(
     assert PRIVATE not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ValueError(PRIVATE), "ValueError"),
+        (RuntimeError(PRIVATE), "RuntimeError"),
+        (LookupError(PRIVATE), "LookupError"),
+        (MuteError(PRIVATE), "MuteError"),
+    ],
+)
+def test_of_an_error_that_is_not_the_packages_own_only_the_type_is_told(
+    logger: logging.Logger,
+    attach: Attach,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    name: str,
+) -> None:
+    attach(background=False)
+    source = Hostile("app")
+    source.error = error
+    logger.info("bad", extra={"event_type": "a.b", "source": source})
+    [report] = reports(capsys)
+    assert report.endswith(f" is not recorded: {name}")
+
+
+def test_an_event_type_that_cannot_be_shown_is_reported_as_the_string_that_it_is(
+    logger: logging.Logger, attach: Attach, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attach(background=False)
+    event_type = Hostile("a.b")
+    event_type.error = LookupError(PRIVATE)
+    logger.info("bad", extra={"event_type": event_type, "source": "app"})
+    [report] = reports(capsys)
+    assert report.startswith("lorc_eventlog: event 'a.b' of logger ")
+    assert report.endswith(" is not recorded: LookupError")
+
+
+def test_a_record_of_which_a_filter_left_little_is_reported_without_its_place(
+    attach: Attach, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = attach(background=False)
+    record = logging.makeLogRecord({"event_type": "a.b", "name": 5})
+    del record.pathname
+    handler.handle(record)
+    assert reports(capsys) == ["lorc_eventlog: event 'a.b' is not recorded: AttributeError"]
+
+
 def test_with_raise_exceptions_off_it_is_silent(
     logger: logging.Logger,
     attach: Attach,
@@ -567,14 +689,23 @@ def test_with_raise_exceptions_off_it_is_silent(
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("closed", [True, False])
+class BrokenStderr(io.StringIO):
+    def write(self, text: str) -> int:
+        raise LookupError(text)
+
+
+CLOSED_STDERR = io.StringIO()
+CLOSED_STDERR.close()
+
+
+@pytest.mark.parametrize("stderr", [None, CLOSED_STDERR, BrokenStderr()])
 def test_a_report_without_a_stderr_raises_nothing(
-    logger: logging.Logger, attach: Attach, monkeypatch: pytest.MonkeyPatch, closed: bool
+    logger: logging.Logger,
+    attach: Attach,
+    monkeypatch: pytest.MonkeyPatch,
+    stderr: io.StringIO | None,
 ) -> None:
     attach()
-    stderr = io.StringIO() if closed else None
-    if stderr:
-        stderr.close()
     monkeypatch.setattr(sys, "stderr", stderr)
     logger.info("bad", extra={"event_type": ""})
 
@@ -640,10 +771,32 @@ def test_in_the_foreground_missing_credentials_go_to_handle_error(
 ) -> None:
     monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "missing.json")
-    attach(source="app", background=False)
+    handler = attach(source="app", background=False)
     logger.info("an event", extra={"event_type": "a.b"})
     [report] = reports(capsys)
-    assert "DefaultCredentialsError: File missing.json was not found" in report
+    why = (
+        "RuntimeError: there is no BigQuery client: DefaultCredentialsError: File missing.json was "
+        "not found.: check the credentials: "
+    )
+    assert why in report
+    assert (handler.writer.stats().last_error or "").startswith(why)
+
+
+def test_in_the_foreground_an_error_that_nobody_expects_is_told_by_its_type(
+    logger: logging.Logger,
+    attach: Attach,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise LookupError(PRIVATE)
+
+    monkeypatch.setattr(lorc_eventlog.foreground, "insert_now", broken)
+    handler = attach(source="app", background=False)
+    logger.info("an event", extra={"event_type": "a.b"})
+    [report] = reports(capsys)
+    assert report.endswith(" is not recorded: LookupError")
+    assert handler.writer.stats().last_error == "LookupError"
 
 
 def test_in_the_foreground_an_outage_ends_after_the_timeout(

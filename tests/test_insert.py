@@ -440,7 +440,7 @@ def test_values_are_blanked_whoever_quotes_them() -> None:
 def test_no_word_of_a_payload_survives(text: str, around: str) -> None:
     redacted = redact(f"{around} {text} {around}", [make_row(x=text)])
     for word in re.findall(r"\w+", text):
-        if len(word) > 2 or not word.isalpha():
+        if len(word) > 2 and word.isalnum():
             assert word not in re.findall(r"\w+", redacted)
 
 

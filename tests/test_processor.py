@@ -125,6 +125,16 @@ def test_an_empty_payload_is_a_payload(scripted: ScriptedBigQuery, make: Make) -
     assert payload_of(scripted) == {}
 
 
+def test_a_payload_that_is_none_is_no_payload_and_a_source_that_is_none_no_source(
+    scripted: ScriptedBigQuery, make: Make
+) -> None:
+    processor = make(source="app")
+    process(processor, event="received", event_type="a.b", payload=None, source=None, more=1)
+    assert processor.flush(10)
+    assert payload_of(scripted) == {"event": "received", "more": 1}
+    assert scripted.rows[0]["source"] == "app"
+
+
 def test_event_dicts_without_an_event_type_pass_by(scripted: ScriptedBigQuery, make: Make) -> None:
     processor = make(source="app", background=False)
     process(processor, event="a line", payload={"a": 1})
@@ -322,7 +332,11 @@ CYCLE["itself"] = CYCLE
         ({"event_type": 5}, "an event", "event_type must be a non-empty string, not int"),
         ({"source": None}, "event 'bad.one'", "source is missing: it must be a non-empty string"),
         ({"payload": PRIVATE}, "event 'bad.one'", "payload must be a mapping (a dict), not str"),
-        ({"payload": None}, "event 'bad.one'", "payload must be a mapping (a dict), not NoneType"),
+        (
+            {"source": ""},
+            "event 'bad.one'",
+            "source must be a non-empty string, not an empty string",
+        ),
         (
             {"cycle": CYCLE},
             "event 'bad.one'",
@@ -363,6 +377,77 @@ def test_a_bad_event_is_reported_once_its_line_rendered_and_the_events_around_it
     assert record.getMessage() == f"{what} is not recorded: ValueError: {why}"
     assert record.exc_info is None
     assert PRIVATE not in repr(record.__dict__)
+
+
+class Hostile(str):
+    """A string that raises whatever it is asked."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise ValueError(PRIVATE)
+
+    def __repr__(self) -> str:
+        raise ValueError(PRIVATE)
+
+
+class HostileKey:
+    def __str__(self) -> str:
+        raise ValueError(PRIVATE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"event_type": Hostile("a.b"), "source": "app"},
+        {"event_type": "a.b", "source": Hostile("app")},
+        {"event_type": "a.b", "source": "app", HostileKey(): 1},
+    ],
+)
+def test_of_an_error_that_is_not_the_packages_own_only_the_type_is_told(
+    make: Make, caplog: pytest.LogCaptureFixture, fields: dict[str, Any]
+) -> None:
+    processor = make(background=False)
+    assert processor(None, "info", fields) is fields
+    assert [record.getMessage() for record in caplog.records] == [
+        "event 'a.b' is not recorded: ValueError"
+    ]
+
+
+def test_a_filter_of_our_logger_that_raises_does_not_reach_the_application(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: logging.LogRecord) -> bool:
+        raise LookupError(PRIVATE)
+
+    monkeypatch.setattr(logging.getLogger("lorc_eventlog"), "filters", [broken])
+    process(make(source="app"), event="received", event_type="")
+    assert capsys.readouterr().err == (
+        "lorc_eventlog: logging raised LookupError for: event '' is not recorded: ValueError: "
+        "event_type must be a non-empty string, not an empty string\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("renderer", "kind"),
+    [
+        (structlog.processors.JSONRenderer(), "str"),
+        (structlog.stdlib.ProcessorFormatter.wrap_for_formatter, "tuple"),
+    ],
+)
+def test_behind_a_renderer_it_lets_lines_pass_and_says_once_where_it_belongs(
+    make: Make, caplog: pytest.LogCaptureFixture, renderer: Any, kind: str
+) -> None:
+    processor = make(source="app")
+    for _ in range(2):
+        line = renderer(None, "info", {"event": PRIVATE, "event_type": "a.b"})
+        assert processor(None, "info", line) is line
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("lorc_eventlog", "ERROR")
+    assert record.getMessage() == (
+        f"no event is recorded: BigQueryEventProcessor gets lines that are rendered ({kind}): "
+        f"put the processor before the renderer"
+    )
 
 
 def test_in_the_foreground_what_bigquery_refuses_is_reported_without_a_word_of_it(
@@ -417,6 +502,14 @@ def test_options_that_would_have_no_effect_are_refused(client: bigquery.Client) 
         BigQueryEventProcessor(client, writer=EventWriter(client))
     with pytest.raises(ValueError, match=r"^capacity would have no effect: background is false"):
         BigQueryEventProcessor(background=False, capacity=5)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_an_option_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^bq_client must be a google\.cloud\.bigquery\.Client "):
+        BigQueryEventProcessor("app.client")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^no such option: batch_size; the options are bq_client,"):
+        BigQueryEventProcessor(batch_size=5)
 
 
 def test_in_the_foreground_nothing_is_ever_buffered(

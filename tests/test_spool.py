@@ -1090,7 +1090,7 @@ def test_normal_sync_leaves_it_to_the_system(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spool_max_bytes": 0}, "spool_max_bytes must be at least 1 byte, not 0"),
+        ({"spool_max_bytes": 0}, "spool_max_bytes must be a whole number from 1 on, not 0"),
         ({"spool_sync": "off"}, 'spool_sync must be "normal" or "full", not \'off\''),
     ],
 )

@@ -51,6 +51,15 @@ def problems(client: bigquery.Client) -> list[str]:
     return str(found.value).splitlines()
 
 
+def answer_table(
+    monkeypatch: pytest.MonkeyPatch, client: bigquery.Client, answer: dict[str, object]
+) -> None:
+    """Let ``client`` find this table, as BigQuery describes tables."""
+    reference = {"projectId": "test-project", "datasetId": "dataset", "tableId": "events"}
+    table = bigquery.Table.from_api_repr({"tableReference": reference, **answer})
+    monkeypatch.setattr(client, "get_table", lambda _: table)
+
+
 # The environment
 
 
@@ -62,6 +71,7 @@ def problems(client: bigquery.Client) -> list[str]:
         ("example.com:my-project.data", "events", "example.com:my-project"),
         ("dataset", "my events-2025 $20250101", None),
         ("dataset", "события", None),
+        ("dataset", "e", None),
     ],
 )
 def test_the_environment_names_the_table(
@@ -82,6 +92,11 @@ def test_the_environment_names_the_table(
         (None, None, "^EVENTS_BQ_DATASET and EVENTS_BQ_TABLE not set: "),
         ("my-dataset", "events", "^EVENTS_BQ_DATASET is 'my-dataset': it must be dataset or proj"),
         ("dataset.", "events", "^EVENTS_BQ_DATASET is 'dataset.': "),
+        ("project.dataset.table", "events", "^EVENTS_BQ_DATASET is 'project.dataset.table': "),
+        ("example.com:.dataset", "events", "^EVENTS_BQ_DATASET is 'example.com:.dataset': "),
+        ("dataset", " events", "^EVENTS_BQ_TABLE is ' events': it must be the name of a table"),
+        ("dataset", "events ", "^EVENTS_BQ_TABLE is 'events ': "),
+        ("dataset", " ", "^EVENTS_BQ_TABLE is ' ': "),
         ("dataset", "a.events", "^EVENTS_BQ_TABLE is 'a.events': it must be the name of a table"),
         ("dataset", "`events`", "^EVENTS_BQ_TABLE is '`events`': "),
     ],
@@ -178,6 +193,19 @@ def test_making_it_again_leaves_it_and_its_rows_as_they_are(
     assert len(list(emulator_client.list_rows(new_table))) == 1
 
 
+def test_an_account_that_may_create_no_dataset_makes_the_table_in_one_that_is_there(
+    new_table: str, emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator_client.create_dataset(new_table.rpartition(".")[0])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Forbidden("Access Denied: bigquery.datasets.create")  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(emulator_client, "create_dataset", refuse)
+    create_events_table(emulator_client)
+    check_events_table(emulator_client)
+
+
 def test_the_dataset_is_made_where_location_says(
     new_table: str, emulator_client: bigquery.Client
 ) -> None:
@@ -269,6 +297,64 @@ def test_more_columns_are_no_problem_if_they_may_be_empty(
         *events_schema(),
     )
     check_events_table(emulator_client)
+
+
+def test_columns_that_take_some_events_only_are_told_with_what_to_do(
+    scripted: ScriptedBigQuery,  # noqa: ARG001
+    client: bigquery.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The emulator does not keep a maxLength, so the table is one that the test makes."""
+    optional = ("schema_ref", "correlation_id", "subject_id")
+    columns = [
+        {
+            "name": column.name,
+            "type": column.field_type,
+            "mode": "REQUIRED" if column.name in optional else column.mode,
+        }
+        | ({"maxLength": "20"} if column.name in ("event_type", "subject_id") else {})
+        for column in events_schema()
+    ]
+    answer_table(monkeypatch, client, {"type": "TABLE", "schema": {"fields": columns}})
+    alter = "ALTER TABLE `test-project.dataset.events` ALTER COLUMN"
+    required = "is REQUIRED and not every event fills it"
+    short = "takes no text of over 20 characters"
+    assert problems(client) == [
+        "table test-project.dataset.events cannot take events:",
+        f"- column event_type {short}: {alter} event_type SET DATA TYPE STRING;",
+        f"- column schema_ref {required}: {alter} schema_ref DROP NOT NULL;",
+        f"- column correlation_id {required}: {alter} correlation_id DROP NOT NULL;",
+        f"- column subject_id {required}: {alter} subject_id DROP NOT NULL;",
+        f"- column subject_id {short}: {alter} subject_id SET DATA TYPE STRING;",
+    ]
+
+
+def test_the_case_of_a_columns_name_makes_no_difference(
+    new_table: str, emulator_client: bigquery.Client
+) -> None:
+    create_table(
+        emulator_client,
+        new_table,
+        *(
+            SchemaField(column.name.title(), column.field_type, column.mode)
+            for column in events_schema()
+        ),
+    )
+    check_events_table(emulator_client)
+
+
+@pytest.mark.parametrize("kind", ["VIEW", "EXTERNAL"])
+def test_what_is_no_table_is_told_and_nothing_else(
+    scripted: ScriptedBigQuery,  # noqa: ARG001
+    client: bigquery.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    answer_table(monkeypatch, client, {"type": kind, "schema": {"fields": []}})
+    assert problems(client) == [
+        "table test-project.dataset.events cannot take events:",
+        f"- it is a {kind}, which takes no events: set EVENTS_BQ_TABLE to a table",
+    ]
 
 
 def test_what_bigquery_does_not_let_us_see_is_its_own_error(

@@ -97,9 +97,11 @@ def by_os_fork() -> None:
             in_child(f"child-{child}", "flush" if child % 2 else "exit")
         pids.append(pid)
         time.sleep(0.003)
-    wait_for(pids)
-    stop.set()
-    load.join()
+    try:
+        wait_for(pids)
+    finally:
+        stop.set()
+        load.join()
 
 
 def by_process() -> None:
