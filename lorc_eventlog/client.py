@@ -40,6 +40,10 @@ def open_client() -> Client:
     """
     with import_guard:
         # What the client would import later, in the middle of its work, included.
+        import google.auth._default
+        import google.auth.compute_engine
+        import google.oauth2.credentials
+        import google.oauth2.service_account  # noqa: F401
         from google.auth.credentials import AnonymousCredentials
         from google.cloud import bigquery
 

@@ -169,12 +169,13 @@ def _as_answer(errors: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Answer:
     again: list[int] = []
     for entry in errors or ():
         index = entry["index"]
+        row = rows[index]
         if entry["errors"] and all(
             error.get("reason") in _PASSING_REASONS for error in entry["errors"]
         ):
             again.append(index)
         else:
-            refused[index] = _reasons(entry["errors"], rows[index : index + 1])
+            refused[index] = _reasons(entry["errors"], [row])
     return Answer(refused, again)
 
 

@@ -11,8 +11,8 @@ The first word is the CRC-32 of the rest. An event is struck off by writing blan
 which erases its data as well. A segment without events is truncated or deleted; one that holds
 something else, nobody can read, is renamed to ``....damaged`` when its events are delivered.
 
-Plain files and ``pwrite``, because that costs the log call a few microseconds, a tenth of what an
-SQLite transaction does (``docs/performance.md``), and because a damaged line costs one event.
+Plain files and ``pwrite``, because that costs the log call a fraction of what an SQLite
+transaction does (``docs/performance.md``), and because a damaged line costs one event.
 """
 
 from __future__ import annotations

@@ -393,6 +393,12 @@ def test_a_client_that_answers_none_has_stored_the_row() -> None:
     assert insert_rows(client, TABLE, [make_row()]) == Answer({}, [])
 
 
+def test_an_answer_about_a_row_that_was_not_sent_is_to_be_tried_again() -> None:
+    client: Any = Answers([{"index": 1, "errors": [{"reason": "stopped"}]}])
+    with pytest.raises(TryAgainError, match="IndexError"):
+        insert_rows(client, TABLE, [make_row()])
+
+
 @pytest.mark.parametrize("answer", [["bad"], [{"index": 0}], [{"index": 0, "errors": ["bad"]}]])
 def test_an_answer_that_makes_no_sense_is_no_success(answer: object) -> None:
     client: Any = Answers(answer)
