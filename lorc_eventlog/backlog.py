@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.payload import MOST_BYTES_A_CHARACTER, wire_size
@@ -184,10 +184,14 @@ class Backlog:
     def _take_fresh(self, now: float) -> Batch | None:
         if now < self._fresh_due_at():
             return None
-        rows = _that_fit(list(islice(self.fresh, self._batch_rows)))
-        for _ in rows:
-            self.fresh.popleft()
-        self.fresh_bytes -= sum(map(row_bytes, rows))
+        # A destructor may log at any call here, so that the deque is never iterated over.
+        count = min(len(self.fresh), self._batch_rows)
+        rows = [self.fresh.popleft() for _ in range(count)]
+        fitting = _fitting(rows)
+        self.fresh.extendleft(reversed(rows[fitting:]))
+        del rows[fitting:]
+        taken_bytes = sum(map(row_bytes, rows))
+        self.fresh_bytes -= taken_bytes
         batch = Batch(rows, position=self._taken)
         self._taken += len(rows)
         self.fresh_since = now
@@ -318,9 +322,9 @@ def row_bytes(row: Row) -> int:
     return len(row["payload"]) + _ROW_BYTES
 
 
-def _that_fit(rows: list[Row]) -> list[Row]:
-    """Return the first of ``rows``, as many as fit into one request, and at least one."""
+def _fitting(rows: list[Row]) -> int:
+    """How many of the first of ``rows`` fit into one request, and at least one."""
     if sum(map(row_bytes, rows)) * MOST_BYTES_A_CHARACTER <= MAX_REQUEST_BYTES:
-        return rows
+        return len(rows)
     sizes = accumulate(wire_size(row["payload"]) + _MOST_ROW_BYTES for row in rows)
-    return rows[: max(1, sum(1 for _ in takewhile(MAX_REQUEST_BYTES.__ge__, sizes)))]
+    return max(1, sum(1 for _ in takewhile(MAX_REQUEST_BYTES.__ge__, sizes)))

@@ -716,7 +716,8 @@ class EventWriter:
         if self._spool is not None:
             self._spool.strike(rows)
         self._held -= len(rows)
-        self._held_bytes -= sum(map(row_bytes, rows))
+        size = sum(map(row_bytes, rows))  # first, because a destructor may log meanwhile
+        self._held_bytes -= size
 
     def _tell(self) -> None:
         self._progress.notify_all()

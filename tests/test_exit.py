@@ -103,4 +103,5 @@ def test_in_an_outage_the_exit_takes_close_timeout_and_says_how_many_are_left(
 
     assert f"{left} events are not delivered yet" in said
     assert PRIVATE not in said
-    assert took < 2.0
+    # 2 s on an idle machine; a busy one, and coverage, may take as long again.
+    assert took < 4.0
