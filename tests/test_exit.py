@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from delivery import PRIVATE, numbers_in, run_program, start_program
+from delivery import PRIVATE, numbers_in, run_program, running_writer, start_program
 from scripted_bigquery import ScriptedBigQuery, hang
 
 WAYS = {
@@ -105,3 +105,15 @@ def test_in_an_outage_the_exit_takes_close_timeout_and_says_how_many_are_left(
     assert PRIVATE not in said
     # 2 s on an idle machine; a busy one, and coverage, may take as long again.
     assert took < 4.0
+
+
+def test_the_second_of_two_exits_waits_no_more(scripted: ScriptedBigQuery) -> None:
+    """multiprocessing's exit functions come before atexit's, and both deliver."""
+    with running_writer() as writer:
+        writer.emit("a.b", {}, source="s")
+        writer._finish(time.monotonic() + 10)
+        assert len(scripted.rows) == 1
+        scripted.always(hang())
+        writer._finish(time.monotonic() + 10)
+        assert scripted.requests[-1].fault is None
+        scripted.healthy()
