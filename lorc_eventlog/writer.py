@@ -532,7 +532,7 @@ class EventWriter:
         """While events come, look for the next by the clock instead of being woken by it.
 
         To wake a thread costs the log call that does it, and then those that wait for the
-        interpreter while the thread runs: a sixth of the whole in bursts of 400.
+        interpreter while the thread runs.
         """
         if not self._backlog.fresh and self._flush_interval >= SHORTEST_WATCH:
             self._backlog.is_watched = True
