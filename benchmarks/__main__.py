@@ -1,6 +1,6 @@
 """Measure everything, then write benchmarks/results.json and what docs/performance.md shows.
 
-python -m benchmarks            half an hour, on a machine that does nothing else
+python -m benchmarks            a quarter of an hour, on a machine that does nothing else
 python -m benchmarks --quick    two minutes, to see that it works
 python -m benchmarks --only call_cost --only start
 python -m benchmarks --no-measure   only write the page anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.foreground import ForegroundWriter
+from lorc_eventlog.options import check, has_method
 from lorc_eventlog.writer import EventWriter
 
 if TYPE_CHECKING:
@@ -42,21 +43,15 @@ class Adapter:
         **writer_options: Any,
     ) -> None:
         _check_options(writer_options)
-        _check(
-            bq_client is None or _has(bq_client, "insert_rows_json"),
-            "bq_client",
-            bq_client,
-            "a google.cloud.bigquery.Client (in a dictConfig: ext://package.client)",
-        )
-        _check(
+        check(
             source is None or (source != "" and isinstance(source, str)),
             "source",
             source,
             "a string that is not empty",
         )
-        _check(isinstance(background, bool), "background", background, "true or false")
-        _check(
-            writer is None or _has(writer, "submit_row"),
+        check(isinstance(background, bool), "background", background, "true or false")
+        check(
+            writer is None or has_method(writer, "submit_row"),
             "writer",
             writer,
             "an EventWriter (in a dictConfig: ext://package.writer)",
@@ -96,16 +91,6 @@ def _check_options(writer_options: dict[str, Any]) -> None:
         options = ["bq_client", "source", "background", "writer", *_OPTIONS_OF_A_WRITER]
         msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
         raise TypeError(msg)
-
-
-def _has(thing: object, method: str) -> bool:
-    return callable(getattr(thing, method, None))
-
-
-def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noqa: FBT001
-    if not good:
-        msg = f"{option} must be {meaning}, not {value!r}"
-        raise ValueError(msg)
 
 
 def _refuse(why: str, bq_client: Client | None, writer_options: dict[str, Any]) -> None:

@@ -170,8 +170,10 @@ def check_bigquery(client: Client, *, write: bool) -> Iterator[Finding]:
     except client_errors() as error:
         yield Finding("table", BAD, *what_failed(error))
     else:
-        yield check_kind(table)
-        yield from check_columns(client)
+        kind = check_kind(table)
+        yield kind
+        if kind.mark == GOOD:
+            yield from check_columns(client)
     permission = check_permission(client, reference)
     if permission.mark == UNKNOWN and not write:
         permission = replace(permission, to_do="`lorc-eventlog check --write` tries it")

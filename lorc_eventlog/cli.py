@@ -51,9 +51,9 @@ from lorc_eventlog.query import (
     what_failed,
 )
 from lorc_eventlog.table import (
-    _DEDUPLICATED,
     COLUMNS,
     create_events_table,
+    deduplicated_view_ddl,
     events_table,
     events_table_ddl,
 )
@@ -201,9 +201,7 @@ def create_table(
     if print_ddl:
         click.echo(events_table_ddl())
         if deduplicated_view:
-            name = events_table()
-            query = _DEDUPLICATED.format(name)
-            click.echo(f"CREATE VIEW IF NOT EXISTS `{name}_deduplicated` AS\n{query};")
+            click.echo(deduplicated_view_ddl())
         return
     from google.api_core.exceptions import NotFound
 

@@ -13,6 +13,7 @@ from lorc_eventlog.client import open_client, renew_connections
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.event_client import Envelope, Row, finish, row_at, to_row
 from lorc_eventlog.insert import as_failure, insert_now
+from lorc_eventlog.options import check_client
 from lorc_eventlog.table import events_table
 from lorc_eventlog.writer import WriterStats
 
@@ -28,11 +29,13 @@ class ForegroundWriter:
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: ``bq_client`` is no client.
     """
 
     close_timeout = 0.0
 
     def __init__(self, bq_client: Client | None = None) -> None:
+        check_client(bq_client)
         if not capture.is_active():
             events_table()
         self._client = bq_client
@@ -88,6 +91,7 @@ class ForegroundWriter:
 
     def stats(self) -> WriterStats:
         """Return the counters; an event that was not delivered in the call is ``rejected``."""
+        self._start_anew_after_fork()
         with self._lock:
             return WriterStats(
                 submitted=self._delivered + self._rejected,
@@ -100,13 +104,17 @@ class ForegroundWriter:
             )
 
     def _own_client(self) -> Client:
+        self._start_anew_after_fork()
         if self._client is None:
             try:
                 self._client = open_client()
             except Exception as error:
                 msg = f"there is no BigQuery client: {as_failure(error, ())}"
                 raise RuntimeError(msg) from error
-        elif self._process != os.getpid():  # forked since
-            renew_connections(self._client)
-            self._begin()
         return self._client
+
+    def _start_anew_after_fork(self) -> None:
+        if self._process != os.getpid():
+            if self._client is not None:
+                renew_connections(self._client)
+            self._begin()

@@ -51,8 +51,9 @@ _WHAT_TO_DO = {
         "exceeded, have it raised"
     ),
     404: (
-        "create the table with lorc_eventlog.create_events_table(client), or correct "
-        "EVENTS_BQ_DATASET and EVENTS_BQ_TABLE; a new table may be unknown for some minutes"
+        "create the table with `lorc-eventlog create-table` or "
+        "lorc_eventlog.create_events_table(client), or correct EVENTS_BQ_DATASET and "
+        "EVENTS_BQ_TABLE; a new table may be unknown for some minutes"
     ),
 }
 

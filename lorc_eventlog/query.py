@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.insert import REQUEST_TIMEOUT, TryAgainError, as_failure
-from lorc_eventlog.table import events_table
+from lorc_eventlog.table import whole_table
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
@@ -35,7 +35,7 @@ def events_reference(client: Client) -> TableReference:
     """The table that the environment names."""
     from google.cloud.bigquery import TableReference
 
-    return TableReference.from_string(events_table(), default_project=client.project)
+    return TableReference.from_string(whole_table(), default_project=client.project)
 
 
 def ingestion_partitions(table: Table) -> str | None:

@@ -64,6 +64,11 @@ def events_table() -> str:
     return f"{dataset}.{table}"
 
 
+def whole_table() -> str:
+    """Name the table as all but an insert do: without a partition, such as ``$20261124``."""
+    return events_table().partition("$")[0]
+
+
 def events_project() -> str | None:
     """Return the project in ``EVENTS_BQ_DATASET``, or None if it names only a dataset."""
     return os.environ.get(DATASET_VARIABLE, "").rpartition(".")[0] or None
@@ -87,10 +92,20 @@ def events_table_ddl(table: str | None = None) -> str:
         for name, (kind, mode) in COLUMNS.items()
     )
     return (
-        f"CREATE TABLE IF NOT EXISTS `{table or events_table()}` (\n{columns}\n)\n"
+        f"CREATE TABLE IF NOT EXISTS `{table or whole_table()}` (\n{columns}\n)\n"
         f"PARTITION BY DATE(_PARTITIONTIME)\n"
         f"CLUSTER BY {', '.join(CLUSTERING)};"
     )
+
+
+def deduplicated_view_ddl(table: str | None = None) -> str:
+    """Return the ``CREATE VIEW`` statement of the view that has each event once.
+
+    Args:
+        table: ``dataset.table`` or ``project.dataset.table``; None takes the environment's.
+    """
+    name = table or whole_table()
+    return f"CREATE VIEW IF NOT EXISTS `{name}_deduplicated` AS\n{_DEDUPLICATED.format(name)};"
 
 
 def create_events_table(
@@ -205,5 +220,5 @@ def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
 
 
 def _full_name(client: Client) -> str:
-    table = events_table()
+    table = whole_table()
     return table if events_project() else f"{client.project}.{table}"

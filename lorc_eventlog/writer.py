@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from lorc_eventlog import capture
+from lorc_eventlog import capture, lifetime
 from lorc_eventlog.backlog import Backlog, Batch, row_bytes
 from lorc_eventlog.client import import_guard, open_client, renew_connections
-from lorc_eventlog.diagnostics import ForkGuard, Notes, Throttle, logger, say_on_stderr
+from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.event_client import Envelope, Row, draft_at, finish, to_envelope, to_row
 from lorc_eventlog.insert import (
     REQUEST_TIMEOUT,
@@ -25,6 +22,14 @@ from lorc_eventlog.insert import (
     TryAgainError,
     as_failure,
     insert_rows,
+)
+from lorc_eventlog.options import (
+    MAX_SECONDS,
+    check,
+    check_client,
+    check_path,
+    check_seconds,
+    check_whole,
 )
 from lorc_eventlog.table import events_table
 
@@ -41,9 +46,6 @@ IDLE_SECONDS = 5.0
 
 SHORTEST_WATCH = 0.05
 """Seconds; events are not looked for more often than that."""
-
-MAX_SECONDS = 1_000_000
-"""No time-out is longer; Python's locks take no infinity."""
 
 MAX_BATCH_ROWS = 50_000
 """BigQuery takes no more rows in a request, and recommends about 500."""
@@ -121,21 +123,22 @@ class EventWriter:
         spool_max_bytes: int = 2**30,
         spool_sync: Literal["normal", "full"] = "normal",
     ) -> None:
-        _check_whole("batch_rows", batch_rows, MAX_BATCH_ROWS)
-        _check_seconds("flush_interval", flush_interval)
-        _check_whole("capacity", capacity)
-        _check_whole("capacity_bytes", capacity_bytes)
-        _check(overflow in ("drop", "block"), "overflow", overflow, '"drop" or "block"')
-        _check_seconds("close_timeout", close_timeout)
-        _check(
+        check_client(bq_client)
+        check_whole("batch_rows", batch_rows, MAX_BATCH_ROWS)
+        check_seconds("flush_interval", flush_interval)
+        check_whole("capacity", capacity)
+        check_whole("capacity_bytes", capacity_bytes)
+        check(overflow in ("drop", "block"), "overflow", overflow, '"drop" or "block"')
+        check_seconds("close_timeout", close_timeout)
+        check(
             on_dead_letter is None or callable(on_dead_letter),
             "on_dead_letter",
             on_dead_letter,
             "a callable (in a dictConfig: ext://package.function)",
         )
-        _check_path("spool_dir", spool_dir)
-        _check_whole("spool_max_bytes", spool_max_bytes)
-        _check(spool_sync in ("normal", "full"), "spool_sync", spool_sync, '"normal" or "full"')
+        check_path("spool_dir", spool_dir)
+        check_whole("spool_max_bytes", spool_max_bytes)
+        check(spool_sync in ("normal", "full"), "spool_sync", spool_sync, '"normal" or "full"')
         self._table = "" if capture.is_active() else events_table()
         self._given_client = bq_client
         self._batch_rows = batch_rows
@@ -151,7 +154,7 @@ class EventWriter:
         self._client = bq_client
         _import_now_what_is_needed_later()
         self._begin()
-        _writers.add(self)
+        lifetime.writers.add(self)
         self._look_for_events_of_the_dead()
 
     def _begin(self) -> None:
@@ -422,7 +425,7 @@ class EventWriter:
             say(f"{what} not delivered yet{where}: {why}")
         if left:
             return
-        _unclosed.discard(self)
+        lifetime.unclosed.discard(self)
         for sender in senders:
             sender.join(max(0.0, deadline - time.monotonic()))
 
@@ -467,8 +470,8 @@ class EventWriter:
             name=f"lorc_eventlog-sender-{len(self._senders) + 1}",
             daemon=True,
         )
-        _unclosed.add(self)
-        _flush_before_the_process_ends()
+        lifetime.unclosed.add(self)
+        lifetime.deliver_before_the_process_ends()
         self._senders.add(sender)
         try:
             sender.start()
@@ -512,13 +515,13 @@ class EventWriter:
                 self._backlog.is_watched = False
             self._senders.discard(threading.current_thread())
             if self._closed and not self._buffered:
-                _unclosed.discard(self)
+                lifetime.unclosed.discard(self)
                 if self._spool is not None:
                     self._spool.close()
             return None
 
     def _say(self) -> None:
-        with _fork_guard.held():
+        with lifetime.fork_guard.held():
             self._notes.say()
 
     def _say_without_lock(self) -> None:
@@ -746,21 +749,6 @@ class EventWriter:
         self._begin()
 
 
-def _check_whole(option: str, value: object, most: int | None = None) -> None:
-    good = type(value) is int and 1 <= value <= (most or value)
-    _check(good, option, value, f"a whole number from 1 {f'to {most:,}' if most else 'on'}")
-
-
-def _check_path(option: str, value: object) -> None:
-    good = value is None or (isinstance(value, (str, os.PathLike)) and value != "")
-    _check(good, option, value, "the path of a directory")
-
-
-def _check_seconds(option: str, value: object) -> None:
-    good = type(value) in (int, float) and 0 <= cast("float", value) <= MAX_SECONDS
-    _check(good, option, value, f"a number of seconds from 0 to {MAX_SECONDS:,}")
-
-
 def _import_now_what_is_needed_later() -> None:
     """Import what takes too long for ``import lorc_eventlog``, and must not wait for a log call.
 
@@ -769,84 +757,3 @@ def _import_now_what_is_needed_later() -> None:
     import random  # noqa: F401
 
     import lorc_eventlog.plain_values  # noqa: F401
-
-
-def _check(good: bool, option: str, value: object, meaning: str) -> None:  # noqa: FBT001
-    if not good:
-        msg = f"{option} must be {meaning}, not {value!r}"
-        raise ValueError(msg)
-
-
-_writers: weakref.WeakSet[EventWriter] = weakref.WeakSet()
-_unclosed: set[EventWriter] = set()
-"""Keeps a writer alive, although nobody else does, until what it holds is delivered."""
-
-_forking: list[EventWriter] = []
-"""Whose lock is held over a fork. The child must not lose one before its files are closed."""
-
-_fork_guard = ForkGuard()
-_ends_by_multiprocessing = False
-
-
-def _finish_all(**_: object) -> None:
-    """Deliver everything: called by atexit, multiprocessing and, with arguments, Celery."""
-    started = time.monotonic()
-    writers = list(_writers)
-    for writer in writers:
-        with writer._lock:  # noqa: SLF001
-            writer._hurry()  # noqa: SLF001
-    for writer in writers:
-        writer._finish(started + writer.close_timeout)  # noqa: SLF001
-
-
-def _flush_before_the_process_ends() -> None:
-    """Flush in processes of multiprocessing and Celery, which end by ``os._exit``."""
-    global _ends_by_multiprocessing  # noqa: PLW0603
-    if _ends_by_multiprocessing:
-        return
-    _ends_by_multiprocessing = True
-    for name in ("multiprocessing.util", "billiard.util"):
-        if name in sys.modules:
-            # After all other finalizers, which may log.
-            sys.modules[name].Finalize(None, _finish_all, exitpriority=-100)
-    if "celery.signals" in sys.modules:  # whose pool runs no finalizers
-        shutdown = sys.modules["celery.signals"].worker_process_shutdown
-        shutdown.connect(_finish_all, weak=False, dispatch_uid=__name__)
-
-
-def _before_fork() -> None:
-    _fork_guard.before_fork()
-    import_guard.acquire()
-    # So that the child finds no spool in the middle of a change, and leaves no lock behind.
-    _forking.extend(_writers)
-    for writer in _forking:
-        writer._lock.acquire()  # noqa: SLF001
-
-
-def _after_fork_in_parent() -> None:
-    for writer in _forking:
-        writer._lock.release()  # noqa: SLF001
-    _forking.clear()
-    import_guard.release()
-    _fork_guard.after_fork_in_parent()
-
-
-def _after_fork_in_child() -> None:
-    global _ends_by_multiprocessing  # noqa: PLW0603
-    _ends_by_multiprocessing = False
-    _fork_guard.after_fork_in_child()
-    import_guard.release()
-    for writer in _forking:
-        writer._start_anew_in_child()  # noqa: SLF001
-    _forking.clear()
-    _unclosed.clear()
-
-
-# Registered with the import, so that it runs after the exit functions of the application.
-atexit.register(_finish_all)
-if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )

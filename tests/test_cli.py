@@ -417,7 +417,18 @@ def test_check_says_that_the_table_is_a_view(query: Query, monkeypatch: pytest.M
         r"✗ \S+\.a_view is a VIEW, which takes no events → set EVENTS_BQ_TABLE to a table; ",
         steps(result)["table"],
     )
+    assert steps(result)["columns"] == "- not checked"  # to say it once is enough
     assert result.exit_code == 1
+
+
+def test_a_table_that_is_named_with_a_partition_is_looked_at_as_a_whole(
+    events_table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inserts may name a partition, queries may not."""
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events$20261124")
+    assert steps(run("check"))["table"] == f"✓ test-project.{events_table}"
+    assert run("tail").stderr.endswith("no such events\n")
+    assert f"TABLE IF NOT EXISTS `{events_table}` (" in run("create-table", "--print-ddl").stdout
 
 
 @pytest.mark.usefixtures("gated_table")

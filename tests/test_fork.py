@@ -31,9 +31,8 @@ from delivery import (
     start_program,
     submit_events,
 )
-from lorc_eventlog import EventWriter
+from lorc_eventlog import EventWriter, lifetime
 from lorc_eventlog import client as client_module
-from lorc_eventlog import writer as writer_module
 from scripted_bigquery import ScriptedBigQuery, delay, status
 
 CHILDREN = 4
@@ -331,8 +330,8 @@ def test_a_fork_waits_for_the_import_of_googles_client() -> None:
 def test_a_child_forgets_the_writers_that_only_the_parent_keeps(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         writer.submit(make_event(1))
-        assert writer in writer_module._unclosed
-        assert fork_and_wait(lambda: not writer_module._unclosed) == 0
+        assert writer in lifetime.unclosed
+        assert fork_and_wait(lambda: not lifetime.unclosed) == 0
 
 
 def test_a_writer_without_a_client_opens_another_in_the_child(scripted: ScriptedBigQuery) -> None:

@@ -30,7 +30,7 @@ from delivery import (
     submit_events,
     threads,
 )
-from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter
+from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter, lifetime
 from lorc_eventlog import writer as writer_module
 from lorc_eventlog.backlog import row_bytes
 from lorc_eventlog.event_client import to_row
@@ -284,7 +284,7 @@ def test_close_delivers_what_is_buffered_and_ends_the_threads(
     assert numbers_in(scripted) == list(range(10))
     assert senders
     assert not any(sender.is_alive() for sender in senders)
-    assert writer not in writer_module._unclosed
+    assert writer not in lifetime.unclosed
 
 
 def test_close_may_be_called_again_and_again(scripted: ScriptedBigQuery) -> None:
