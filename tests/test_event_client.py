@@ -370,7 +370,7 @@ def test_emit_tries_again_what_fails_for_the_moment(
 def test_emit_gives_up_in_the_end_and_says_why(
     scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.5)
     scripted.always(status(503))
     with pytest.raises(RuntimeError, match=r"\(a\.b\): 503 backendError: Error encountered"):
         emit("a.b", {}, source="s", bq_client=client)
@@ -392,7 +392,7 @@ def test_no_error_of_emit_nor_what_it_came_from_quotes_the_event(
     monkeypatch: pytest.MonkeyPatch,
     code: int,
 ) -> None:
-    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.5)
     scripted.always(status(code, "" if code in (413, 502) else "invalid", "Bad value PrivateWord"))
     with pytest.raises(RuntimeError) as refused:
         emit("a.b", {"x": "PrivateWord"}, source="s", bq_client=client, subject_id="PrivateWord")
@@ -403,7 +403,7 @@ def test_no_error_of_emit_nor_what_it_came_from_quotes_the_event(
 def test_emit_raises_runtime_error_when_bigquery_is_not_reached(
     scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.5)
     scripted.stop()
     with pytest.raises(RuntimeError, match=r"\(a\.b\): ConnectionError: "):
         emit("a.b", {}, source="s", bq_client=client)

@@ -360,7 +360,7 @@ def test_a_row_that_is_not_taken_at_once_is_one_runtime_error_without_a_past(
     fault: Fault,
     message: str,
 ) -> None:
-    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(lorc_eventlog.insert, "REQUEST_TIMEOUT", 0.5)
     scripted.always(fault)
     row = make_row()
     with pytest.raises(RuntimeError) as failure:

@@ -133,7 +133,11 @@ class TestTheWholePayload:
     def test_an_empty_one_is_an_empty_object(self) -> None:
         assert encode_payload({}) == "{}"
 
-    @pytest.mark.parametrize("payload", [None, [], "text", 1, Mock(), dataclasses.field], ids=repr)
+    @pytest.mark.parametrize(
+        "payload",
+        [None, [], "text", 1, Mock(), dataclasses.field],
+        ids=["None", "list", "str", "int", "Mock", "function"],
+    )
     def test_anything_else_is_refused_without_being_quoted(self, payload: Any) -> None:
         with pytest.raises(ValueError, match=r"^payload must be a mapping") as refusal:
             encode_payload(payload)
@@ -512,7 +516,10 @@ SCALARS = st.one_of(
         unique=True,
     ).map(lambda methods: failing_class(*methods, "__hash__")()),
 )
-HASHABLE = SCALARS.filter(lambda value: not fails(hash, value))
+HASHABLE = SCALARS.filter(
+    # numpy makes an array of a comparison with a memoryview, and no dict holds both.
+    lambda value: not fails(hash, value) and not isinstance(value, memoryview)
+)
 
 
 def fails(function: Callable[[Any], object], value: object) -> bool:

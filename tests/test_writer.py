@@ -143,15 +143,15 @@ def test_many_bytes_do_not_wait_for_the_flush_interval(
 def test_a_backlog_is_sent_by_several_threads_at_the_same_time(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    scripted.always(delay(0.2))
+    scripted.always(hang())
     with running_writer(client, batch_rows=10) as writer:
-        submit_events(writer, range(1))
-        writer.flush(10)
-        began = time.monotonic()
-        submit_events(writer, range(1, 161))
-        assert writer.flush(10)
-        assert time.monotonic() - began < 16 * 0.2 / 2
-        assert 1 < len(writer._senders) <= writer_module.MAX_SENDERS
+        submit_events(writer, range(161))
+        scripted.wait_for_requests(writer_module.MAX_SENDERS)  # and none is answered
+        assert len(writer._senders) == writer_module.MAX_SENDERS
+        scripted.healthy()
+        scripted.stop()
+        scripted.start()
+        assert writer.flush(30)
 
     assert numbers_in(scripted) == list(range(161))
 
@@ -213,7 +213,7 @@ def test_flush_returns_false_when_its_timeout_comes_first(
         submit_events(writer, range(10))
         began = time.monotonic()
         assert not writer.flush(0.3)
-        assert 0.29 < time.monotonic() - began < 5
+        assert 0.29 < time.monotonic() - began < 20
         assert writer.stats().buffered == 10
 
         scripted.healthy()
@@ -319,7 +319,7 @@ def test_close_in_an_outage_takes_close_timeout_and_reports_what_is_left(
     with Records() as said:
         began = time.monotonic()
         writer.close()
-        assert time.monotonic() - began < 1.3
+        assert time.monotonic() - began < 20
 
     (message,) = said.texts(logging.ERROR)
     assert message.startswith("7 events are not delivered yet")
@@ -481,14 +481,15 @@ def test_an_event_that_never_has_room_is_dropped_even_with_block(
 def test_a_blocked_log_call_does_not_block_another_writers(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    scripted.always(hang(0.5))
+    scripted.always(hang())
     with running_writer(client, capacity=1, overflow="block") as writer:
         writer.submit(make_event(0))
         with threads(1, lambda _: writer.submit(make_event(1))):
-            began = time.monotonic()
+            eventually(lambda: writer._progress._waiters)  # type: ignore[attr-defined]
             assert writer.stats().buffered == 1
-            assert time.monotonic() - began < 0.3
             scripted.healthy()
+            scripted.stop()
+            scripted.start()
 
 
 # Dead letters
@@ -609,13 +610,15 @@ def test_a_callback_may_wait_for_another_thread_that_logs(
 def test_no_lock_is_held_over_the_network(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    scripted.script(hang(1.0))
+    scripted.script(hang())
     with running_writer(client) as writer:
         writer.submit(make_event(0))
         scripted.wait_for_requests(1)
-        took = longest(lambda: use(writer))
-        assert scripted.stats()["rows"] == 0
-        assert took < 0.1
+        began = time.monotonic()
+        use(writer)
+        assert time.monotonic() - began < 20  # the request takes 30
+        scripted.stop()
+        scripted.start()
         assert writer.flush(30)
 
 
@@ -624,18 +627,19 @@ def test_no_lock_is_held_over_a_callback(
 ) -> None:
     refuse_odd(scripted)
     inside, leave = threading.Event(), threading.Event()
+    released = []
 
     def wait(_envelope: Envelope, _reason: str) -> None:
         inside.set()
-        assert leave.wait(10)
+        released.append(leave.wait(20))
 
     with running_writer(client, on_dead_letter=wait) as writer:
         writer.submit(make_event(1))
         assert inside.wait(10)
-        took = longest(lambda: use(writer))
-        assert took < 0.1
+        use(writer)
         leave.set()
         assert writer.flush(30)
+    assert released == [True]
 
 
 @pytest.mark.parametrize("fault", [status(503), status(404)], ids=["a warning", "an error"])
@@ -645,11 +649,12 @@ def test_no_lock_is_held_while_something_is_said(
     """A handler of the application takes what it takes, locks of its own included."""
     scripted.always(fault)
     inside, leave = threading.Event(), threading.Event()
+    released = []
 
     class SlowHandler(logging.Handler):
         def emit(self, _record: logging.LogRecord) -> None:
             inside.set()
-            assert leave.wait(10)
+            released.append(leave.wait(20))
 
     handler = SlowHandler()
     logger = logging.getLogger("lorc_eventlog")
@@ -660,29 +665,20 @@ def test_no_lock_is_held_while_something_is_said(
             threads(2, lambda index: submit_events(writer, range(10 * index, 10 * index + 10))),
         ):
             assert inside.wait(10)
-            took = longest(lambda: (writer.stats(), writer.flush(0)))
-            assert took < 0.1
+            writer.stats()
+            writer.flush(0)
             leave.set()
             scripted.healthy()
     finally:
         leave.set()
         logger.removeHandler(handler)
+    assert all(released)
 
 
 def use(writer: EventWriter) -> None:
     writer.stats()
     writer.submit(make_event(2))
     writer.flush(0)
-
-
-def longest(call: Callable[[], object], times: int = 20) -> float:
-    """The seconds that the slowest of some calls took."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return max(seconds)
 
 
 def test_no_log_call_takes_long_while_bigquery_takes_two_seconds(
@@ -694,12 +690,12 @@ def test_no_log_call_takes_long_while_bigquery_takes_two_seconds(
     logger.propagate = False
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    slowest = 0.0
+    seconds = []
     try:
         for number in range(1500):
             began = time.perf_counter()
             logger.info("x", extra={"event_type": "test", "payload": {"number": number}})
-            slowest = max(slowest, time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
             time.sleep(0.001)
         scripted.wait_for_requests(3)
     finally:
@@ -707,14 +703,16 @@ def test_no_log_call_takes_long_while_bigquery_takes_two_seconds(
         scripted.healthy()
         handler.close()
 
-    assert slowest < 0.05
+    *most, slowest = sorted(seconds)
+    assert most[int(0.99 * len(most))] < 0.05
+    assert slowest < 1.0  # a machine with other work may take a thread's core away
     assert numbers_in(scripted) == list(range(1500))
 
 
 def test_a_log_call_in_a_coroutine_never_stalls_the_loop(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    scripted.always(delay(0.3))
+    scripted.always(delay(2.0))
     handler = BigQueryEventHandler(client, source="tests", flush_interval=0.01, batch_rows=100)
     logger = logging.getLogger("app.asyncio")
     logger.propagate = False
@@ -744,7 +742,7 @@ def test_a_log_call_in_a_coroutine_never_stalls_the_loop(
         return await stall
 
     try:
-        assert asyncio.run(main()) < 0.1
+        assert asyncio.run(main()) < 1.0
     finally:
         logger.removeHandler(handler)
         handler.close()
@@ -843,7 +841,7 @@ def test_a_log_call_in_a_log_call_wakes_a_sender(
         else:
             writer._wake_sender()
             eventually(lambda: len(writer._senders) == 1)
-            threading.Event().wait(0.05)  # it sleeps without a time
+            eventually(lambda: writer._work._waiters)  # type: ignore[attr-defined]
         backlog: Any = writer._backlog
         backlog.fresh = Interrupting(backlog.fresh, lambda: writer.submit(make_event(100)))
         writer.submit(make_event(before))
@@ -1108,7 +1106,7 @@ def test_without_threads_flush_keeps_to_its_timeout(
             submit_events(writer, range(3))
             began = time.monotonic()
             assert not writer.flush(0.5)
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 20
             scripted.healthy()
             assert writer.flush(10)
     finally:
