@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import logging.config
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -681,27 +682,34 @@ def use(writer: EventWriter) -> None:
     writer.flush(0)
 
 
+@contextlib.contextmanager
+def logging_to(handler: logging.Handler) -> Iterator[logging.Logger]:
+    """A logger with this handler alone, which is closed in the end."""
+    logger = logging.getLogger("app.alone")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
 def test_no_log_call_takes_long_while_bigquery_takes_two_seconds(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
     scripted.always(delay(2.0))
     handler = BigQueryEventHandler(client, source="tests", flush_interval=0.01, batch_rows=50)
-    logger = logging.getLogger("app.slow")
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
     seconds = []
-    try:
+    with logging_to(handler) as logger:
         for number in range(1500):
             began = time.perf_counter()
             logger.info("x", extra={"event_type": "test", "payload": {"number": number}})
             seconds.append(time.perf_counter() - began)
             time.sleep(0.001)
         scripted.wait_for_requests(3)
-    finally:
-        logger.removeHandler(handler)
         scripted.healthy()
-        handler.close()
 
     *most, slowest = sorted(seconds)
     assert most[int(0.99 * len(most))] < 0.05
@@ -714,12 +722,8 @@ def test_a_log_call_in_a_coroutine_never_stalls_the_loop(
 ) -> None:
     scripted.always(delay(2.0))
     handler = BigQueryEventHandler(client, source="tests", flush_interval=0.01, batch_rows=100)
-    logger = logging.getLogger("app.asyncio")
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
 
-    async def log() -> None:
+    async def log(logger: logging.Logger) -> None:
         for number in range(500):
             logger.info("x", extra={"event_type": "test", "payload": {"number": number}})
             await asyncio.sleep(0)
@@ -733,19 +737,16 @@ def test_a_log_call_in_a_coroutine_never_stalls_the_loop(
             stall = max(stall, loop.time() - began)
         return stall
 
-    async def main() -> float:
+    async def main(logger: logging.Logger) -> float:
         flushed = asyncio.Event()
         stall = asyncio.ensure_future(longest_stall(flushed))
-        await log()
+        await log(logger)
         assert await asyncio.to_thread(handler.flush)
         flushed.set()
         return await stall
 
-    try:
-        assert asyncio.run(main()) < 1.0
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+    with logging_to(handler) as logger:
+        assert asyncio.run(main(logger)) < 1.0
     assert numbers_in(scripted) == list(range(500))
 
 
