@@ -1,5 +1,6 @@
 """A BigQuery on your machine, for trying things out: bqemulator, in a process of its own.
 
+    python -m pip install --group emulator
     python examples/emulator.py
 
 prints what to export, then serves until you press Enter or Ctrl-C. The quickstart and the tests
@@ -36,8 +37,11 @@ def running_emulator() -> Iterator[str]:
 
 async def serve(port: int) -> None:
     """Serve until standard input has something to say, be it Enter or the parent's end."""
-    import duckdb_extensions
-    import structlog
+    try:
+        import duckdb_extensions
+        import structlog
+    except ImportError as error:
+        sys.exit(f"{error}: first, `python -m pip install --group emulator` (pip 25.1 or later)")
 
     # Before bqemulator is imported, which would log about it. Its failures are HTTP answers.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -52,8 +56,10 @@ async def serve(port: int) -> None:
     await server.start()
     told_to_end = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin, told_to_end.set)
-    loop.add_signal_handler(signal.SIGINT, told_to_end.set)
+    with contextlib.suppress(PermissionError):  # /dev/null has nothing to wait for
+        loop.add_reader(sys.stdin, told_to_end.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told_to_end.set)
     print(f"BIGQUERY_EMULATOR_HOST={server.rest_url}", flush=True)
     await told_to_end.wait()
     await server.stop()

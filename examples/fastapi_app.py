@@ -23,7 +23,8 @@ from lorc_eventlog import BigQueryEventHandler
 
 events = BigQueryEventHandler(source="shop")
 events.addFilter(CorrelationIdFilter())
-logging.basicConfig(level=logging.INFO, handlers=[logging.StreamHandler(), events])
+logging.basicConfig(level=logging.INFO)
+logging.getLogger().addHandler(events)
 logger = logging.getLogger("shop")
 
 

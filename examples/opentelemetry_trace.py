@@ -31,7 +31,8 @@ def main() -> None:
     trace.set_tracer_provider(TracerProvider())
     events = BigQueryEventHandler(source="ingester")
     events.addFilter(TraceId())
-    logging.basicConfig(level=logging.INFO, handlers=[events])
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger().addHandler(events)
     logger = logging.getLogger("ingester")
     tracer = trace.get_tracer("ingester")
 

@@ -1,4 +1,7 @@
-"""Business events from Python logging into one BigQuery table, without losing one."""
+"""Business events from Python logging into one BigQuery table, without losing one.
+
+PYTEST_DONT_REWRITE: pytest, which finds our plugin, would warn where this is imported before.
+"""
 
 from lorc_eventlog.event_client import Envelope, build_envelope, emit
 from lorc_eventlog.handler import BigQueryEventHandler

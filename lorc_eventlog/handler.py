@@ -36,6 +36,10 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         writer_options: Options of :class:`~lorc_eventlog.EventWriter`; each a JSON value, but for
             ``on_dead_letter``, which a dictConfig names by ``ext://``.
 
+    Attributes:
+        writer: Its ``EventWriter``, whose ``stats()`` tell what became of the events; with
+            ``background=False`` one that has the same methods and no buffer.
+
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
         ValueError: An option has a value that it cannot have.

@@ -29,7 +29,7 @@ class BigQueryEventProcessor(Adapter):
     None is as good as missing. Without a ``payload``, it is everything else that is bound to the
     event, its message (``event``) included, without what structlog puts there for itself.
 
-    Args, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`, without ``level``.
+    Args, Attributes, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`, but ``level``.
     """
 
     _is_misplaced = False

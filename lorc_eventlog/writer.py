@@ -264,12 +264,15 @@ class EventWriter:
     def _is_captured(self, row: Row) -> bool:
         if capture.take(row):
             return True
+        self._find_table()
+        return False
+
+    def _find_table(self) -> None:
         with self._lock:
             if not self._table:  # made while events were captured
                 self._table = events_table()
                 self._spool = self._make_spool()
                 self._look_for_events_of_the_dead()
-        return False
 
     def _has_room(self, size: int) -> bool:
         return self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
@@ -378,9 +381,13 @@ class EventWriter:
         Raises:
             ValueError: The writer has no ``spool_dir``.
         """
-        if self._spool is None:
+        if self._spool_dir is None:
             msg = "spool_dir is not set: there is nothing to drain"
             raise ValueError(msg)
+        if not capture.is_active():
+            self._find_table()
+        if self._spool is None:  # made while events are captured
+            return True
         deadline = None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
         with self._lock:
             self._spool.adopt(time.monotonic())

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.cloud import bigquery
@@ -20,6 +21,7 @@ from google.cloud import bigquery
 import lorc_eventlog
 from conftest import Query
 from lorc_eventlog import BigQueryEventHandler, EventWriter
+from lorc_eventlog.backlog import row_bytes
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(lorc_eventlog.__file__).parent
@@ -88,6 +90,19 @@ def test_every_block_is_of_a_language_that_is_checked_here() -> None:
         for page in PAGES
     )
     assert fences == 2 * len(BLOCKS), "a block that is indented, or not closed"
+
+
+def test_no_block_is_code_by_its_indentation_alone() -> None:
+    """Four spaces after an empty line, and not under a list's item or a directive."""
+    assert [
+        f"{page.relative_to(ROOT)}: {line}"
+        for page in PAGES
+        for line in re.findall(
+            r"^(?![ *\d:-]).*\n\n {4,}(\S.*)$",
+            _BLOCK.sub("", page.read_text(encoding="utf-8")),
+            re.MULTILINE,
+        )
+    ] == []
 
 
 def test_what_is_not_checked_holds_no_command() -> None:
@@ -327,9 +342,10 @@ NOT_RUN = {
     "pip install": "needs the package index",
     "python -m pip install": "needs the package index",
     "python -m tox": "runs these tests",
-    "tox run -e bench": "takes an hour, and a machine that does nothing else",
+    "tox run -e bench": "takes a quarter of an hour, and a machine that does nothing else",
     "python -m benchmarks.faults": "takes minutes",
     "gunicorn": "does not end; test_frameworks.py runs it",
+    "python examples/emulator.py": "does not end; the tests run it",
 }
 """How commands begin that are not run here, and why."""
 
@@ -455,16 +471,65 @@ def test_the_messages_on_the_page_about_operating_are_those_of_the_package() -> 
         assert any(part in constant for constant in constants), message
 
 
+@pytest.mark.parametrize("page", ["docs/options.md", "docs/operating.md"])
+def test_what_an_event_counts_as_is_what_the_writer_counts(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    row: Any = {"payload": ""}
+    assert re.findall(r"(\d+) for each event|\(payload \+ (\d+)\)", text) in (
+        [(f"{row_bytes(row)}", "")],
+        [("", f"{row_bytes(row)}")],
+    )
+
+
+def test_the_options_of_a_command_are_on_its_page_with_their_defaults() -> None:
+    pytest.importorskip("rich")
+    click = pytest.importorskip("click")
+    from lorc_eventlog.cli import commands
+
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    for name, command in commands.commands.items():
+        section = page.partition(f"## `{name}`")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| (`-.+?) \| (.*?) ?\|", section, re.MULTILINE)
+        shown = {
+            option.strip("`"): default.strip("`")
+            for names, default in rows
+            for option in names.split(", ")
+        }
+        of_the_command = {
+            option: parameter
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for option in parameter.opts
+        }
+        for option, parameter in of_the_command.items():
+            assert option in section, f"{name} {option}"
+            if option in shown:
+                default = str(parameter.default) if parameter.show_default else ""
+                assert shown[option] in (default, "all"), f"{name} {option}"
+        for option in re.findall(r"`(--?[a-z][a-z-]*)", section):
+            assert option in of_the_command, f"{name} {option}"
+
+
 def test_links_lead_somewhere() -> None:
     """Between the files; `mkdocs build --strict` looks at those between the pages' sections."""
     broken = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", text)):
-            path = target.partition("#")[0]
-            if path and "://" not in path and not (page.parent / path).exists():
+            path, _, section = target.partition("#")
+            if "://" in target:
+                continue
+            if not (page.parent / path).exists() or (
+                section and page.parent == ROOT and section not in sections_of(page.parent / path)
+            ):
                 broken.append(f"{page.name}: {target}")
     assert broken == []
+
+
+def sections_of(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_the_readme_has_at_most_200_lines() -> None:

@@ -190,16 +190,26 @@ def test_uvicorn_delivers_nothing_at_sigterm_without_the_lifespan_as_the_page_sa
     assert orders_in_bigquery(query) == {}
 
 
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param(UVICORN, id="uvicorn"),
+    ],
+)
+@pytest.mark.parametrize(
+    "first", ["", "logging.basicConfig(level='INFO')\n"], ids=["", "logging configured before"]
+)
 def test_a_newcomer_pastes_at_most_15_lines_for_events_with_correlation_ids(
-    query: Query, tmp_path: Path
+    server: tuple[str, ...], first: str, query: Query, tmp_path: Path
 ) -> None:
     before, pasted = blocks("python", "FastAPI")[:2]
-    app = before.replace("app = FastAPI()\n", pasted)
+    app = before.replace("app = FastAPI()\n", f"{first}{pasted}")
     assert app != before
     assert len([line for line in pasted.splitlines() if line.strip()]) <= 15
 
     (tmp_path / "main.py").write_text(app, encoding="utf-8")
-    with running(*UVICORN, "main:app", folder=tmp_path) as program:
+    with running(*server, "main:app", folder=tmp_path) as program:
         orders = place_orders(start_server(program))
         program.terminate()
 

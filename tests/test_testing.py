@@ -361,6 +361,24 @@ def test_a_spool_is_opened_after_the_block_and_no_thread_is_started_before(
     assert [event["payload"]["number"] for event in scripted.events()] == [2]
 
 
+def test_a_spool_of_a_writer_that_was_made_in_the_block_is_drained_after_it(
+    scripted: ScriptedBigQuery, tmp_path: Path
+) -> None:
+    before = EventWriter(spool_dir=tmp_path, close_timeout=0.01)
+    scripted.stop()
+    before.submit(make_event(1))
+    before.close()
+    with capture_events() as events:
+        writer = EventWriter(spool_dir=tmp_path)
+        assert writer.drain_spool(0)  # it has none yet
+    scripted.start()
+    assert before.flush(30)
+    assert writer.drain_spool(30)
+    assert events == []
+    assert [event["payload"]["number"] for event in scripted.events()] == [1]
+    writer.close()
+
+
 # pytest, and the page
 
 
