@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -13,7 +14,12 @@ def main() -> None:
         if missing.name not in {"click", "rich"}:
             raise
         sys.exit("lorc-eventlog needs its extra `cli`: pip install 'lorc_eventlog[cli]'")
-    commands(prog_name="lorc-eventlog")
+    try:
+        commands(prog_name="lorc-eventlog")
+    except OSError as error:  # a disk that is full, or a standard output that is closed
+        # So that Python, which flushes it once more at its end, has nothing to complain about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"lorc-eventlog cannot write: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ class Backlog:
         self.fresh: deque[Row] = deque()
         self.fresh_bytes = 0
         self.fresh_since = 0.0
+        self.held = 0
+        """Rows that are not yet settled..."""
+        self.held_bytes = 0
+        """... and how large they are together."""
         self.is_watched = False
         """Whether a sender looks for fresh rows at least every ``flush_interval``."""
         self.flush_to = 0
@@ -110,18 +114,26 @@ class Backlog:
         """Whether fresh rows need not wait for more."""
         return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= MAX_REQUEST_BYTES
 
-    def add(self, row: Row, size: int) -> bool:
-        """Take a fresh row of ``size`` bytes; whether a sender should look at it.
+    @property
+    def waits_for_nobody(self) -> bool:
+        """Whether a sender must be told of the next row, because none would look for it."""
+        return not (self.fresh or self.is_watched)
 
-        It should for the first row and for a full batch, not for every row.
+    def add(self, row: Row, size: int) -> bool:
+        """Take a fresh row of ``size`` bytes; whether it makes a batch full.
+
+        A signal handler that raises leaves the row out, or in and counted: Python calls one at
+        the end of a call, and there is none between the counts and the append.
         """
         fresh = self.fresh
+        append = fresh.append
         count = len(fresh)
-        fresh.append(row)  # during which a signal handler may add another
-        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
         if count == 0:
             self.fresh_since = time.monotonic()
-            return not self.is_watched
+        self.held += 1
+        self.held_bytes += size
+        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
+        append(row)  # during which a signal handler may add another
         return count < self._batch_rows <= len(fresh) or (
             fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -10,25 +11,27 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.client import EMULATOR_VARIABLE, open_client
+from lorc_eventlog.client import EMULATOR_VARIABLE, PROJECT_VARIABLE, open_client
 from lorc_eventlog.event_client import row_at
-from lorc_eventlog.insert import REQUEST_TIMEOUT, insert_now
+from lorc_eventlog.insert import GRANT, REQUEST_TIMEOUT, insert_now
 from lorc_eventlog.query import (
     ONE_TRY,
     client_errors,
     events_reference,
     in_partitions,
     ingestion_partitions,
+    not_understood,
     run_query,
     what_failed,
+    why_no_client,
 )
 from lorc_eventlog.table import (
     COLUMNS,
     DATASET_VARIABLE,
     TABLE_VARIABLE,
-    check_events_table,
     events_project,
     events_table,
+    table_problems,
 )
 
 if TYPE_CHECKING:
@@ -77,14 +80,22 @@ class Finding:
 
 
 def complete(findings: Iterable[Finding], steps: tuple[str, ...]) -> Iterator[Finding]:
-    """Add the steps that were not reached."""
-    reached = set()
-    for finding in findings:
-        reached.add(finding.step)
-        yield finding
-    for step in steps:
-        if step not in reached:
-            yield Finding(step, UNKNOWN, "not checked")
+    """Add the steps that were not reached, each in its place."""
+    left = list(steps)
+
+    def before(step: str | None) -> Iterator[Finding]:
+        while left and left[0] != step:
+            yield Finding(left.pop(0), UNKNOWN, "not checked")
+
+    try:
+        for finding in findings:
+            if finding.step in left:  # else one more finding of the same step
+                yield from before(finding.step)
+                left.pop(0)
+            yield finding
+    except Exception as error:  # noqa: BLE001  by its type alone: it may quote what is private
+        yield Finding(left.pop(0), BAD, *not_understood(error))
+    yield from before(None)
 
 
 def diagnose(*, write: bool) -> Iterator[Finding]:
@@ -101,10 +112,18 @@ def diagnose(*, write: bool) -> Iterator[Finding]:
         yield Finding("project", BAD, *what_failed(error))
         return
     with contextlib.closing(client):
-        origin = DATASET_VARIABLE if events_project() else "the environment and the credentials"
-        yield Finding("project", GOOD, f"{client.project}, from {origin}")
+        yield Finding("project", GOOD, f"{client.project}, {where_it_is_from(client.project)}")
         if variables.mark == GOOD:
             yield from check_bigquery(client, write=write)
+
+
+def where_it_is_from(project: str) -> str:
+    """Who named ``project``."""
+    if events_project():
+        return f"from {DATASET_VARIABLE}"
+    if os.environ.get(PROJECT_VARIABLE) == project:
+        return f"from {PROJECT_VARIABLE}"
+    return "for the emulator" if os.environ.get(EMULATOR_VARIABLE) else "from the credentials"
 
 
 def check_variables() -> Finding:
@@ -112,7 +131,7 @@ def check_variables() -> Finding:
     try:
         events_table()
     except RuntimeError as error:
-        found, _, to_do = str(error).partition(": ")
+        found, _, to_do = str(error).rpartition(": ")
         return Finding("variables", BAD, found, to_do)
     values = (f"{name}={os.environ[name]}" for name in (DATASET_VARIABLE, TABLE_VARIABLE))
     return Finding("variables", GOOD, " ".join(values))
@@ -124,15 +143,14 @@ def check_credentials() -> Finding:
     if emulator:
         return Finding("credentials", GOOD, f"none needed for the emulator at {emulator}")
     import google.auth
-    from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import Request
     from google.cloud.bigquery import Client
 
     try:
         credentials, _ = google.auth.default(scopes=Client.SCOPE)
-        credentials.refresh(Request())
-    except GoogleAuthError as error:
-        return Finding("credentials", BAD, *what_failed(error))
+        credentials.refresh(functools.partial(Request(), timeout=REQUEST_TIMEOUT))
+    except Exception as error:  # noqa: BLE001  google-auth raises anything for a file that is no key
+        return Finding("credentials", BAD, *why_no_client(error))
     account = getattr(credentials, "service_account_email", None) or "a user's account"
     return Finding("credentials", GOOD, f"Google takes them: {account}")
 
@@ -149,12 +167,13 @@ def check_bigquery(client: Client, *, write: bool) -> Iterator[Finding]:
     except NotFound as error:
         yield Finding("dataset", BAD, *dataset_not_found(error, dataset))
         return
-    except Forbidden:
+    except client_errors() as error:
+        found, to_do = what_failed(error)
+        if not isinstance(error, Forbidden) or to_do != GRANT:
+            yield Finding("dataset", BAD, found, to_do or f"correct {DATASET_VARIABLE}")
+            return
         # An account may well write to a table without this.
         yield Finding("dataset", UNKNOWN, f"the account may not look at {dataset} itself")
-    except client_errors() as error:
-        yield Finding("dataset", BAD, *what_failed(error))
-        return
 
     table = None
     try:
@@ -173,7 +192,7 @@ def check_bigquery(client: Client, *, write: bool) -> Iterator[Finding]:
         kind = check_kind(table)
         yield kind
         if kind.mark == GOOD:
-            yield from check_columns(client)
+            yield from check_columns(table)
     permission = check_permission(client, reference)
     if permission.mark == UNKNOWN and not write:
         permission = replace(permission, to_do="`lorc-eventlog check --write` tries it")
@@ -216,15 +235,12 @@ def check_kind(table: Table) -> Finding:
     return Finding("table", GOOD, name)
 
 
-def check_columns(client: Client) -> Iterator[Finding]:
+def check_columns(table: Table) -> Iterator[Finding]:
     """Whether the table takes every key of the envelope."""
-    try:
-        check_events_table(client)
-    except RuntimeError as error:
-        for problem in str(error).splitlines()[1:]:
-            found, _, to_do = problem.removeprefix("- ").partition(": ")
-            yield Finding("columns", BAD, found, to_do)
-    else:
+    problems = list(table_problems(table))
+    for found, to_do in problems:
+        yield Finding("columns", BAD, found, to_do)
+    if not problems:
         yield Finding("columns", GOOD, f"all {len(COLUMNS)} columns take what an envelope holds")
 
 

@@ -13,10 +13,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.cells import cell_len
@@ -40,15 +40,19 @@ from lorc_eventlog.check import (
     diagnose,
 )
 from lorc_eventlog.client import open_client
+from lorc_eventlog.drain import drain
+from lorc_eventlog.emit_lines import as_object, deliver, read_rows
 from lorc_eventlog.event_client import row_at
-from lorc_eventlog.insert import REQUEST_TIMEOUT, insert_now
+from lorc_eventlog.insert import REQUEST_TIMEOUT
 from lorc_eventlog.query import (
     ONE_TRY,
     client_errors,
     events_reference,
     ingestion_partitions,
+    not_understood,
     run_query,
     what_failed,
+    why_no_client,
 )
 from lorc_eventlog.table import (
     COLUMNS,
@@ -57,13 +61,19 @@ from lorc_eventlog.table import (
     events_table,
     events_table_ddl,
 )
-from lorc_eventlog.tail import Selection, arriving, bytes_read, tail_query
-from lorc_eventlog.writer import EventWriter
+from lorc_eventlog.tail import (
+    Selection,
+    arriving,
+    bytes_read,
+    creation_times,
+    tail_query,
+    there_already,
+)
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.event_client import Envelope, Row
+    from lorc_eventlog.event_client import Row
     from lorc_eventlog.spool import SegmentReport
 
 STYLES = {GOOD: "bold green", BAD: "bold red", UNKNOWN: "yellow"}
@@ -77,12 +87,6 @@ WIDEST_COLUMN = 40
 
 WIDEST_LINE = 200
 """Where there is no terminal."""
-
-EMIT_ROWS = 1000
-"""The most events of standard input that are on their way at once."""
-
-PATIENCE = 60.0
-"""Seconds until events that were sent must be in BigQuery."""
 
 
 class Trouble(click.ClickException):
@@ -112,6 +116,10 @@ class Commands(click.Group):
             raise
         except client_errors() as error:
             trouble = Trouble(*what_failed(error))
+        except OSError:  # of a stream; main() says it
+            raise
+        except Exception as error:  # noqa: BLE001  a traceback helps nobody at night
+            trouble = Trouble(*not_understood(error))
         # Not in the except clauses: the client's error may quote what is nobody's business.
         raise trouble
 
@@ -199,6 +207,9 @@ def create_table(
     is there is left as it is.
     """
     if print_ddl:
+        if location is not None:
+            msg = "--location has no effect with --print-ddl"
+            raise click.UsageError(msg)
         click.echo(events_table_ddl())
         if deduplicated_view:
             click.echo(deduplicated_view_ddl())
@@ -212,13 +223,23 @@ def create_table(
             done = "was there already"
         except NotFound:
             done = "is created"
-        create_events_table(client, location=location, deduplicated_view=deduplicated_view)
-        findings = [Finding("table", GOOD, f"{reference} {done}"), *check_columns(client)]
+        table = create_events_table(client, location=location, deduplicated_view=deduplicated_view)
+        findings = [Finding("table", GOOD, f"{reference} {done}"), *check_columns(table)]
+        if location is not None:
+            findings += check_location(client, reference.dataset_id, location)
         if deduplicated_view:
             findings.append(Finding("view", GOOD, f"{reference}_deduplicated has each event once"))
     for finding in findings:
         say(finding.mark, finding.found, finding.to_do)
     ctx.exit(0 if all(finding.mark == GOOD for finding in findings) else 1)
+
+
+def check_location(client: Client, dataset: str, location: str) -> Iterator[Finding]:
+    """Whether the dataset is where it was asked for; one that was there already stays in place."""
+    found = client.get_dataset(dataset, retry=ONE_TRY, timeout=REQUEST_TIMEOUT).location
+    if found.upper() != location.upper():
+        to_do = "leave out --location, or name another dataset"
+        yield Finding("dataset", BAD, f"{dataset} was there already, in {found}", to_do)
 
 
 # tail
@@ -234,6 +255,14 @@ def as_duration(_: click.Context, __: click.Parameter, value: str) -> timedelta:
         msg = f"{value!r} is no time such as 90s, 10m, 2h or 7d"
         raise click.BadParameter(msg)
     return timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})
+
+
+def as_interval(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Refuse also nan, which click finds in every range."""
+    if not 0.1 <= value <= 3600:
+        msg = f"{value} is not from 0.1 to 3600"
+        raise click.BadParameter(msg)
+    return value
 
 
 @commands.command(
@@ -266,10 +295,11 @@ def as_duration(_: click.Context, __: click.Parameter, value: str) -> timedelta:
 @click.option("-f", "--follow", is_flag=True, help="Go on and show events as they arrive.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1),
+    metavar="SECONDS",
+    callback=as_interval,
     default=1.0,
     show_default=True,
-    help="Seconds from one look to the next with -f.",
+    help="From one look to the next with -f, 0.1 to 3600.",
 )
 @click.option("--show-data", is_flag=True, help="Show subject_id and payload, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
@@ -292,29 +322,21 @@ def tail(
     """
     columns = tuple(name for name in COLUMNS if show_data or name not in PRIVATE_COLUMNS)
     selection = Selection(event_type, source, correlation_id, since, columns)
-    with connected() as client:
+    ctrl_c = contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext()
+    with ctrl_c, connected() as client:
         table = client.get_table(events_reference(client), retry=ONE_TRY, timeout=REQUEST_TIMEOUT)
         if ingestion_partitions(table) is None:
             note(f"{table.reference} is not partitioned by ingestion time: a look reads all of it")
         note(cost(bytes_read(client, table, selection), interval if follow else None))
+        seen = there_already(client, table, selection) if follow else {}
         events = run_query(client, *tail_query(table, selection, latest=limit))[::-1]
         show = show_json if as_json else Lines(events).show
         for event in events:
             show(event)
         if follow:
-            with contextlib.suppress(KeyboardInterrupt):
-                cut_off = events[0]["created_at"] if len(events) == limit else ""
-                news = arriving(
-                    client,
-                    table,
-                    selection,
-                    events,
-                    cut_off=cut_off,
-                    interval=interval,
-                    on_failure=lambda reason: note(f"{reason}; trying again"),
-                )
-                for event in news:
-                    show(event)
+            seen |= creation_times(events)
+            for event in arriving(client, table, selection, seen, interval=interval, tell=note):
+                show(event)
         elif not events:
             note("no such events")
 
@@ -348,7 +370,7 @@ class Lines:
         """Fill up type and source of ``event`` to the width of the widest so far."""
         cells = []
         for name, widest in self._widths.items():
-            cell = printable(event[name])
+            cell = in_a_line(event[name])
             width = max(widest, min(cell_len(cell), WIDEST_COLUMN))
             self._widths[name] = width
             cells.append(cell + " " * (width - cell_len(cell)))
@@ -358,37 +380,64 @@ class Lines:
         """Print ``event`` in the columns of those before it."""
         cells = self._cells(event)
         line = Text.assemble(
-            (printable(event["created_at"][:23].replace("T", " ")), "dim"),
+            (in_a_line(event["created_at"])[:23].replace("T", " "), "dim"),
             "  ",
             (cells[0], "bold cyan"),
             "  ",
             (cells[1], "green"),
             "  ",
-            (printable(event["correlation_id"]), "magenta"),
+            (in_a_line(event["correlation_id"]), "magenta"),
         )
         line.rstrip()
         self._console.print(line, soft_wrap=True)
         if "payload" in event:
             data = Text("    ")
             if event["subject_id"] is not None:
-                data.append(f"subject {printable(event['subject_id'])}  ", "yellow")
-            payload = printable(json.dumps(event["payload"], ensure_ascii=False))
-            data.append_text(JSONHighlighter()(payload))
+                data.append(f"subject {in_a_line(event['subject_id'])}  ", "yellow")
+            payload = json.dumps(event["payload"], ensure_ascii=False, default=str)
             if self._console.is_terminal:
+                # Cut before it is highlighted, which takes time; some characters have no width.
+                payload = payload[: 4 * self._console.width]
+                data.append_text(JSONHighlighter()(printable(payload)))
                 data.truncate(self._console.width, overflow="ellipsis")
+            else:
+                data.append(printable(payload))
             self._console.print(data, soft_wrap=True)
+
+
+def in_a_line(value: object) -> str:
+    """Make ``value`` fit a line; a table that others made may hold more than text."""
+    return "" if value is None else printable(str(value))
 
 
 def show_json(event: dict[str, Any]) -> None:
     """Print ``event`` for a program."""
-    click.echo(json.dumps(event))
+    click.echo(json.dumps(event, default=str))
 
 
 # emit
 
 
+class Emit(click.Command):
+    """Quotes nothing that it does not understand: it may be a part of a payload."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line."""
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            msg = "There is no such option."
+            raise click.NoSuchOption(error.option_name, msg, error.possibilities, ctx) from None
+        if ctx.args:
+            msg = "TYPE is the only argument; does a payload lack its quotes?"
+            raise click.UsageError(msg, ctx)
+        return rest
+
+
 @commands.command(
     "emit",
+    cls=Emit,
+    context_settings={"allow_extra_args": True},
     epilog=examples(
         "lorc-eventlog emit backup.finished --source cron --payload '{\"files\": 1204}'",
         "jq -c '.orders[]' orders.json | lorc-eventlog emit order.placed --source shop --payload -",
@@ -413,104 +462,43 @@ def emit_events(
 ) -> None:
     """Write an event of the type TYPE, from a shell script or cron.
 
-    Prints the event_id of each event that BigQuery has. Standard input holds one JSON object on
-    as many lines as it likes, or one on each line, each of them an event; a line that is none
-    costs only itself. What stands on the command line can be seen by other users of the machine;
-    standard input cannot.
+    Prints the event_id of each event that BigQuery has, in the order of the input. Standard error
+    names the lines that are not there; nothing is sent any more when the command has ended.
+
+    The first line of standard input decides: if it is a JSON object, every line is to be one, each
+    of them an event, and a line that is none costs only itself. Else all of it is one object, and
+    one event. Empty input is none.
+
+    What stands on the command line can be seen by other users of the machine; standard input
+    cannot.
     """
-    fields = (source, schema_ref, correlation_id, subject_id)
-    try:
-        row_at(time.time(), event_type, {} if payload == "-" else as_object(payload), *fields)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    texts: Iterator[tuple[str, str | bytes]]
-    texts = texts_of(sys.stdin.buffer) if payload == "-" else iter([("--payload", payload)])
+
+    def make_row(found: dict[str, Any]) -> Row:
+        now = time.time()
+        return row_at(now, event_type, found, source, schema_ref, correlation_id, subject_id)
+
     complaints = []
 
     def complain(where: str, why: str) -> None:
         complaints.append(where)
         say(BAD, f"{where}: {why}", console=Console(stderr=True))
 
-    def rows() -> Iterator[tuple[str, Row]]:
-        for where, found in texts:
-            try:
-                yield where, row_at(time.time(), event_type, as_object(found), *fields)
-            except ValueError as error:
-                complain(where, str(error))
-
-    with connected() as client:
-        for event_id in deliver(client, rows(), complain):
-            click.echo(event_id)
-    ctx.exit(1 if complaints else 0)
-
-
-def texts_of(stream: IO[bytes]) -> Iterator[tuple[str, str | bytes]]:
-    """Read what may be payloads, and where each of them stands.
-
-    The first line decides: if it is an object, every line is to be one.
-    """
-    lines = ((number, line) for number, line in enumerate(stream, 1) if not line.isspace())
-    number, first = next(lines, (0, b""))
     try:
-        as_object(first)
-    except ValueError:
-        yield "standard input", first + stream.read()
-        return
-    yield f"line {number}", first
-    for number, line in lines:
-        yield f"line {number}", line
-
-
-def as_object(encoded: str | bytes) -> dict[str, Any]:
-    """Decode a JSON object; the message of the ValueError does not quote it."""
-    try:
-        value = json.loads(encoded)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        msg = "the payload is no JSON object"
-        raise ValueError(msg)  # noqa: TRY004  as for any other payload that is none
-    return value
-
-
-def deliver(
-    client: Client, rows: Iterator[tuple[str, Row]], complain: Callable[[str, str], None]
-) -> Iterator[str]:
-    """Send ``rows`` and give the event_id of each that BigQuery has."""
-    _, first = next(rows, ("", None))
-    if first is None:
-        return
-    # Alone and at once: it tells without delay if there is no way to the table.
-    insert_now(client, events_table(), first)
-    yield first["event_id"]
-
-    refused: dict[str, str] = {}
-
-    def refuse(envelope: Envelope, reason: str) -> None:
-        refused[envelope["event_id"]] = reason
-
-    writer = EventWriter(client, on_dead_letter=refuse)
-    places: dict[str, str] = {}
-
-    def settle() -> Iterator[str]:
-        if not writer.flush(PATIENCE):
-            stats = writer.stats()
-            msg = f"{stats.buffered} events are not in BigQuery: {stats.last_error}"
+        row = make_row({} if payload == "-" else as_object(payload))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    batches: Iterable[dict[str, Row]] = [{"the event": row}]
+    if payload == "-":
+        if sys.stdin is None:
+            msg = "there is no standard input"
             raise Trouble(msg)
-        for event_id, where in places.items():
-            if event_id in refused:
-                complain(where, refused.pop(event_id))
-            else:
-                yield event_id
-        places.clear()
-
-    for where, row in rows:
-        writer.submit_row(row)
-        places[row["event_id"]] = where
-        if len(places) == EMIT_ROWS:
-            yield from settle()
-    yield from settle()
-    writer.close()
+        stream = cast("io.BufferedReader", sys.stdin.buffer)
+        batches = read_rows(stream, make_row, complain)
+    with connected() as client:
+        for rows in batches:
+            for event_id in deliver(client, rows, complain):
+                click.echo(event_id)
+    ctx.exit(1 if complaints else 0)
 
 
 # spool
@@ -527,27 +515,28 @@ def deliver(
 @click.argument(
     "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option("--drain", is_flag=True, help="Deliver what dead processes left there.")
+@click.option("--drain", "is_drained", is_flag=True, help="Deliver what dead processes left there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def show_spool(ctx: click.Context, *, directory: Path, drain: bool, as_json: bool) -> None:
+def show_spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
     """Show the events that wait on disk in DIR, the spool_dir of some handlers.
 
     With --drain, deliver them, but for those of living processes, which do it themselves. What
     BigQuery does not take for a minute stays on disk.
 
-    The exit code is 1 if a file is damaged, and with --drain if an event was rejected or is left.
+    The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
+    rejected or is left.
     """
     reports = look_at_spool(directory)
     shown: dict[str, Any] = {}
-    if drain:
+    if is_drained:
         orphans = {report.path for report in reports if state_of(report) == "orphaned"}
         expected = sum(report.events for report in reports if report.path in orphans)
         shown = drain_spool(directory, expected)
         reports = look_at_spool(directory)
         # This process may still hold them.
         shown["left"] = sum(report.events for report in reports if report.path in orphans)
-    shown["events"] = sum(report.events for report in reports if not report.is_damaged)
+    shown["events"] = sum(report.events for report in reports if not report.is_set_aside)
     shown["files"] = [
         {
             "file": report.path.name,
@@ -556,6 +545,7 @@ def show_spool(ctx: click.Context, *, directory: Path, drain: bool, as_json: boo
             "events": report.events,
             "bytes": report.size,
             "oldest": report.oldest,
+            "trouble": trouble_of(report),
         }
         for report in reports
     ]
@@ -563,8 +553,8 @@ def show_spool(ctx: click.Context, *, directory: Path, drain: bool, as_json: boo
         click.echo(json.dumps(shown, indent=2))
     else:
         print_spool(directory, shown)
-    damaged = any(report.is_damaged for report in reports)
-    wrong = damaged or shown.get("left") or shown.get("rejected")
+    troubled = any(file["trouble"] for file in shown["files"])
+    wrong = troubled or shown.get("left") or shown.get("rejected")
     ctx.exit(1 if wrong else 0)
 
 
@@ -581,39 +571,31 @@ def look_at_spool(directory: Path) -> list[SegmentReport]:
 
 def state_of(report: SegmentReport) -> str:
     """Say in a word who cares for the file."""
-    if report.is_damaged:
+    if report.is_set_aside:
         return "damaged"
     return "alive" if report.is_locked else "orphaned"
 
 
+def trouble_of(report: SegmentReport) -> str | None:
+    """Say what is wrong with the file."""
+    if report.error is not None:
+        return f"it cannot be read: {report.error}"
+    if report.damaged_bytes or report.is_set_aside:
+        return f"{in_bytes(report.damaged_bytes)} of it are damaged"
+    return None
+
+
 def drain_spool(directory: Path, expected: int) -> dict[str, int]:
     """Deliver what is in ``directory``, and show how far it is."""
-    rejected: list[str] = []
-
-    def reject(envelope: Envelope, reason: str) -> None:
-        rejected.append(f"event {envelope['event_id']} ({envelope['event_type']}): {reason}")
-
     console = Console(stderr=True)
     with connected() as client, Progress(console=console, transient=True) as progress:
         task = progress.add_task("delivering", total=expected)
-        # No waiting at the end: what is left then stays on disk.
-        writer = EventWriter(client, spool_dir=directory, close_timeout=0, on_dead_letter=reject)
-        settled, moved_at = 0, time.monotonic()
-        while not writer.drain_spool(timeout=0.1):
-            stats = writer.stats()
-            if stats.delivered + stats.rejected > settled:
-                settled, moved_at = stats.delivered + stats.rejected, time.monotonic()
-            elif time.monotonic() - moved_at > PATIENCE:
-                reason = stats.last_error or "there is no answer"
-                say(BAD, f"BigQuery takes no events: {reason}", console=console)
-                break
-            progress.update(task, completed=settled)
-        else:
-            writer.close()
-        stats = writer.stats()
-    for message in rejected:
+        drained = drain(client, directory, lambda count: progress.update(task, completed=count))
+    if drained.gave_up is not None:
+        say(BAD, f"BigQuery takes no events: {drained.gave_up}", console=console)
+    for message in drained.rejected:
         say(BAD, message, console=console)
-    return {"delivered": stats.delivered, "rejected": stats.rejected}
+    return {"delivered": drained.delivered, "rejected": len(drained.rejected)}
 
 
 def print_spool(directory: Path, shown: dict[str, Any]) -> None:
@@ -626,18 +608,21 @@ def print_spool(directory: Path, shown: dict[str, Any]) -> None:
     for name in ("owner", "state", "events", "size", "oldest"):
         right = name in {"events", "size"}
         table.add_column(name, no_wrap=True, justify="right" if right else "left")
-    styles = {"alive": "green", "orphaned": "yellow", "damaged": "bold red"}
+    styles = {"alive": "green", "orphaned": "yellow"}
     for file in shown["files"]:
         table.add_row(
             Text(printable(file["file"])),
             str(file["owner_pid"] or "-"),
-            Text(file["state"], styles[file["state"]]),
+            Text(file["state"], "bold red" if file["trouble"] else styles[file["state"]]),
             f"{file['events']:,}",
             in_bytes(file["bytes"]),
             Text(printable(file["oldest"] or "-")[:19].replace("T", " ")),
         )
     if shown["files"]:
         console.print(table)
+    for file in shown["files"]:
+        if file["trouble"]:
+            say(BAD, f"{printable(file['file'])}: {file['trouble']}", console=Console(stderr=True))
     if "left" in shown:
         done, rejected, left = (f"{shown[name]:,}" for name in ("delivered", "rejected", "left"))
         mark = BAD if shown["left"] or shown["rejected"] else GOOD
@@ -661,8 +646,8 @@ def connected() -> Iterator[Client]:
     events_table()  # what is missing here is the first thing to say
     try:
         client = open_client()
-    except OSError as error:
-        raise Trouble(*what_failed(error)) from None
+    except Exception as error:  # noqa: BLE001  google-auth raises anything for a file that is no key
+        raise Trouble(*why_no_client(error)) from None
     with contextlib.closing(client):
         yield client
 
@@ -686,11 +671,13 @@ def say(
     """Print a line with its mark, and one that says what to do."""
     console = console or Console()
     name = "" if step is None else f"{step:<13}"
-    console.print(Text.assemble((f"{mark} ", STYLES[mark]), (name, "bold"), what), soft_wrap=True)
+    line = Text.assemble((f"{mark} ", STYLES[mark]), (name, "bold"), printable(what))
+    console.print(line, soft_wrap=True)
     if to_do:
-        console.print(Text.assemble(" " * len(name), ("  → ", "cyan"), to_do), soft_wrap=True)
+        line = Text.assemble(" " * len(name), ("  → ", "cyan"), printable(to_do))
+        console.print(line, soft_wrap=True)
 
 
 def note(what: str) -> None:
     """Say on standard error what is no result."""
-    Console(stderr=True).print(Text(what, "dim"), soft_wrap=True)
+    Console(stderr=True).print(Text(printable(what), "dim"), soft_wrap=True)

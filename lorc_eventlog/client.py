@@ -17,7 +17,7 @@ EMULATOR_VARIABLE = "BIGQUERY_EMULATOR_HOST"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
 EMULATOR_PROJECT = "test-project"
 
-import_guard = threading.Lock()
+import_guard = threading.RLock()
 """Held while Google's client is imported in the background.
 
 A fork in the middle of an import would leave the child with a module that is locked for ever, so
@@ -63,13 +63,13 @@ def renew_connections(client: Client) -> None:
     A copied requests adapter keeps its settings and starts with no connection. The old one is
     kept for ever, because closing it takes locks that a thread of the parent may have held.
     """
-    requests = sys.modules.get("requests")
-    if requests is None:  # then the client is not Google's
+    session_class = getattr(sys.modules.get("requests"), "Session", None)
+    if session_class is None:  # not there, or not yet: then the client is not Google's
         return
     session = getattr(client, "_http", None)
     token_session = getattr(getattr(session, "_auth_request", None), "session", None)
     for owner in (session, token_session):
-        if isinstance(owner, requests.Session):
+        if isinstance(owner, session_class):
             for prefix, adapter in list(owner.adapters.items()):
                 _abandoned.append(adapter)
                 owner.mount(prefix, copy.copy(adapter))

@@ -69,7 +69,8 @@ class ForkGuard:
 
     def after_fork_in_parent(self) -> None:
         """Let messages be written again."""
-        if self._forking.has_lock:
+        if getattr(self._forking, "has_lock", False):
+            self._forking.has_lock = False
             self._lock.release()
 
     def after_fork_in_child(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog import capture
+from lorc_eventlog import capture, lifetime
 from lorc_eventlog.client import open_client, renew_connections
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.event_client import Envelope, Row, finish, row_at, to_row
@@ -40,9 +39,9 @@ class ForegroundWriter:
             events_table()
         self._client = bq_client
         self._begin()
+        lifetime.copied_by_a_fork.add(self)
 
     def _begin(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
         self._delivered = 0
         self._rejected = 0
@@ -91,7 +90,6 @@ class ForegroundWriter:
 
     def stats(self) -> WriterStats:
         """Return the counters; an event that was not delivered in the call is ``rejected``."""
-        self._start_anew_after_fork()
         with self._lock:
             return WriterStats(
                 submitted=self._delivered + self._rejected,
@@ -104,7 +102,6 @@ class ForegroundWriter:
             )
 
     def _own_client(self) -> Client:
-        self._start_anew_after_fork()
         if self._client is None:
             try:
                 self._client = open_client()
@@ -113,8 +110,7 @@ class ForegroundWriter:
                 raise RuntimeError(msg) from error
         return self._client
 
-    def _start_anew_after_fork(self) -> None:
-        if self._process != os.getpid():
-            if self._client is not None:
-                renew_connections(self._client)
-            self._begin()
+    def _start_anew_in_child(self) -> None:
+        if self._client is not None:
+            renew_connections(self._client)
+        self._begin()

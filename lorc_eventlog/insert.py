@@ -6,6 +6,7 @@ The only module that knows how BigQuery says no. ``docs/reliability.md`` has the
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
@@ -38,24 +39,35 @@ _PASSING_REASONS = {
 """Reasons for which BigQuery did not store a row that is itself in order."""
 
 _REFUSED_REQUEST = {400, 413}
+_FORBIDDEN = 403
 _SERVER_ERROR = 500
 _UNAVAILABLE = 503
-_CREDENTIALS = (
+CREDENTIALS = (
     "check the credentials: GOOGLE_APPLICATION_CREDENTIALS, the service account that the process "
     "runs as, or `gcloud auth application-default login`"
 )
+GRANT = "grant the process's account roles/bigquery.dataEditor on the dataset"
 _WHAT_TO_DO = {
-    401: _CREDENTIALS,
-    403: (
-        "grant the process's account roles/bigquery.dataEditor on the dataset, or, if a quota is "
-        "exceeded, have it raised"
-    ),
+    401: CREDENTIALS,
+    403: GRANT,
     404: (
         "create the table with `lorc-eventlog create-table` or "
         "lorc_eventlog.create_events_table(client), or correct EVENTS_BQ_DATASET and "
         "EVENTS_BQ_TABLE; a new table may be unknown for some minutes"
     ),
 }
+_BILLING = "set up billing for the project: BigQuery's free tier has no streaming"
+_WHAT_TO_DO_BY_WORDS = {
+    "quotaExceeded": "have the quota raised, or wait until it is there again",
+    "rateLimitExceeded": None,
+    "accessNotConfigured": (
+        "enable the project's BigQuery API: `gcloud services enable bigquery.googleapis.com`"
+    ),
+    "billingNotEnabled": _BILLING,
+    "free tier": _BILLING,
+    "VPC Service Controls": "have the account let into the perimeter of VPC Service Controls",
+}
+"""What a 403 means besides a permission that is missing, by its reasons and words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +169,12 @@ def _encode_request(rows: Sequence[Row]) -> str:
 
 def _is_googles_own(insert_rows_json: object) -> bool:
     """Whether it is the method of Google's client, which nobody replaced or wrapped."""
-    from google.cloud.bigquery import client
-
-    if type(insert_rows_json) is not MethodType:
+    # Not imported here: a fork might come in between.
+    module = sys.modules.get("google.cloud.bigquery.client")
+    if type(insert_rows_json) is not MethodType or module is None:
         return False
     function = insert_rows_json.__func__
-    return type(function) is FunctionType and function.__code__.co_filename == client.__file__
+    return type(function) is FunctionType and function.__code__.co_filename == module.__file__
 
 
 def _as_answer(errors: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Answer:
@@ -220,20 +232,33 @@ def as_failure(error: Exception, rows: Sequence[Row]) -> TryAgainError | Request
         return RequestRefusedError(reason)
     return TryAgainError(
         reason,
-        what_to_do=_WHAT_TO_DO.get(code),
+        what_to_do=_what_to_do(code, f"{reasons} {message}"),
         may_be_the_rows=code >= _SERVER_ERROR and code != _UNAVAILABLE,
     )
 
 
+def _what_to_do(code: int, words: str) -> str | None:
+    if code == _FORBIDDEN:
+        for word, what_to_do in _WHAT_TO_DO_BY_WORDS.items():
+            if word in words:
+                return what_to_do
+    return _WHAT_TO_DO.get(code)
+
+
 def _as_unanswered(error: Exception, rows: Sequence[Row]) -> TryAgainError:
     kind = type(error)
+    message = str(error)
     what_to_do = None
     if kind.__module__.startswith("google.auth"):
-        what_to_do = _CREDENTIALS
+        if kind.__name__ != "TransportError":  # of the network
+            what_to_do = CREDENTIALS
+        message = str(error.args[0]) if error.args else ""  # what follows may quote a key file
+    elif isinstance(error, OSError) and error.filename is not None:  # a key file
+        what_to_do = CREDENTIALS
     elif kind is OSError:  # google.cloud.client, when it finds no project
         what_to_do = "set GOOGLE_CLOUD_PROJECT, or EVENTS_BQ_DATASET to project.dataset"
     return TryAgainError(
-        f"{kind.__name__}: {_safe(str(error), rows)}",
+        f"{kind.__name__}: {_safe(message, rows)}",
         what_to_do=what_to_do,
         may_be_the_rows=what_to_do is None and not _was_not_reached(error),
     )
@@ -241,11 +266,12 @@ def _as_unanswered(error: Exception, rows: Sequence[Row]) -> TryAgainError:
 
 def _was_not_reached(error: Exception) -> bool:
     """Whether there was no connection, so that no row was sent."""
+    from google.auth.exceptions import TransportError
     from requests.exceptions import ConnectTimeout
     from urllib3.exceptions import NewConnectionError
 
     cause = error.args[0] if error.args else None
-    return isinstance(error, ConnectTimeout) or isinstance(
+    return isinstance(error, (ConnectTimeout, TransportError)) or isinstance(
         getattr(cause, "reason", None), NewConnectionError
     )
 

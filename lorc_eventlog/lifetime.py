@@ -6,28 +6,27 @@ Every writer registers here. The hooks of Python, multiprocessing and Celery are
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
-import threading
 import time
 import weakref
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lorc_eventlog import descriptors
 from lorc_eventlog.client import import_guard
 from lorc_eventlog.diagnostics import ForkGuard
 
 if TYPE_CHECKING:
+    from lorc_eventlog.foreground import ForegroundWriter
     from lorc_eventlog.writer import EventWriter
 
 writers: weakref.WeakSet[EventWriter] = weakref.WeakSet()
+copied_by_a_fork: weakref.WeakSet[EventWriter | ForegroundWriter] = weakref.WeakSet()
 unclosed: set[EventWriter] = set()
 """Keeps a writer alive, although nobody else does, until what it holds is delivered."""
 
 fork_guard = ForkGuard()
-
-_forking: list[EventWriter] = []
-"""Whose lock is held over a fork. The child must not lose one before its files are closed."""
 
 _ends_by_multiprocessing = False
 
@@ -50,7 +49,7 @@ def deliver_before_the_process_ends() -> None:
 def _finish_all(**_: object) -> None:
     """Deliver everything: called by atexit, multiprocessing and, with arguments, Celery."""
     started = time.monotonic()
-    ending = list(writers)
+    ending = _living_writers()
     for writer in ending:
         with writer._lock:
             writer._hurry()
@@ -58,43 +57,30 @@ def _finish_all(**_: object) -> None:
         writer._finish(started + writer.close_timeout)
 
 
-def take_all(locks: Sequence[threading.RLock]) -> None:
-    """Take all of ``locks``, and wait for none of them while another is held.
+def _living_writers() -> list[EventWriter]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread makes one just now
+            return list(writers)
 
-    A thread that holds one may want another at any moment, in whatever order: a destructor that
-    logs to a second writer runs in the middle of a call of the first.
-    """
-    awaited = 0
-    while locks:
-        taken = [locks[awaited]]
-        taken[0].acquire()
-        for index, lock in enumerate(locks):
-            if index == awaited:
-                continue
-            if not lock.acquire(blocking=False):
-                awaited = index
-                break
-            taken.append(lock)
-        else:
-            return
-        for lock in taken:
-            lock.release()
+
+# No writer's lock is held over a fork: other hooks take locks of their own, such as logging's, that
+# a thread may hold which waits for the writer. The child throws away what it finds of a writer.
 
 
 def _before_fork() -> None:
     fork_guard.before_fork()
     import_guard.acquire()
-    # So that the child finds no spool in the middle of a change, and leaves no lock behind.
-    _forking.extend(writers)
-    take_all([writer._lock for writer in _forking])
+    descriptors.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for writer in _forking:
-        writer._lock.release()
-    _forking.clear()
-    import_guard.release()
-    fork_guard.after_fork_in_parent()
+    for release in (
+        descriptors.after_fork_in_parent,
+        import_guard.release,
+        fork_guard.after_fork_in_parent,
+    ):
+        with contextlib.suppress(RuntimeError):  # a signal handler ended _before_fork
+            release()
 
 
 def _after_fork_in_child() -> None:
@@ -102,9 +88,9 @@ def _after_fork_in_child() -> None:
     _ends_by_multiprocessing = False
     fork_guard.after_fork_in_child()
     import_guard.release()
-    for writer in _forking:
+    descriptors.after_fork_in_child()
+    for writer in list(copied_by_a_fork):
         writer._start_anew_in_child()
-    _forking.clear()
     unclosed.clear()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.insert import REQUEST_TIMEOUT, TryAgainError, as_failure
+from lorc_eventlog.insert import CREDENTIALS, REQUEST_TIMEOUT, TryAgainError, as_failure
 from lorc_eventlog.table import whole_table
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ QUERY_PATIENCE = 10.0
 
 QUERY_TIMEOUT = 120.0
 """Seconds to wait for the rows of a query."""
+
+WAIT = (
+    "try again: it is the network (or BIGQUERY_EMULATOR_HOST is wrong), or BigQuery is in trouble, "
+    "as https://status.cloud.google.com would tell"
+)
 
 CLOCK_SKEW = timedelta(hours=1)
 """So far may the clock of the one who logs be ahead of BigQuery's, which chooses the partition."""
@@ -99,7 +104,7 @@ def client_errors() -> tuple[type[Exception], ...]:
 
 
 def what_failed(error: Exception) -> tuple[str, str | None]:
-    """Say what ``error`` means, and what to do if time does not mend it."""
+    """Say what ``error`` means, and what to do."""
     from google.api_core.exceptions import NotFound
 
     failure = as_failure(getattr(error, "cause", None) or error, ())
@@ -107,4 +112,28 @@ def what_failed(error: Exception) -> tuple[str, str | None]:
         return str(failure), None
     if isinstance(error, NotFound):
         return failure.reason, "`lorc-eventlog check` tells what is missing"
-    return failure.reason, failure.what_to_do
+    return failure.reason, failure.what_to_do or WAIT
+
+
+def passes(error: Exception) -> bool:
+    """Whether time mends ``error``: an outage, the network, a rate limit."""
+    failure = as_failure(getattr(error, "cause", None) or error, ())
+    return isinstance(failure, TryAgainError) and failure.what_to_do is None
+
+
+def not_understood(error: Exception) -> tuple[str, str]:
+    """Say of what nobody expected only its type, because it may quote what is private."""
+    return (
+        f"an answer that makes no sense, or a fault of ours ({type(error).__name__})",
+        "is it BigQuery that answers (BIGQUERY_EMULATOR_HOST)? If so, please report it",
+    )
+
+
+def why_no_client(error: Exception) -> tuple[str, str | None]:
+    """Say why there are no credentials, or no client."""
+    from google.auth.exceptions import GoogleAuthError
+
+    if isinstance(error, (GoogleAuthError, OSError)):
+        return what_failed(error)
+    # What google-auth raises for a file that is no key; it may quote the file.
+    return f"no credentials ({type(error).__name__})", CREDENTIALS

@@ -28,13 +28,14 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 
+from lorc_eventlog import descriptors
 from lorc_eventlog.diagnostics import Notes, Throttle
 from lorc_eventlog.event_client import Row
 
@@ -206,7 +207,7 @@ class Segment:
 
     def close(self) -> None:
         """Give up the lock; others may adopt what is left."""
-        os.close(self._descriptor)
+        descriptors.close(self._descriptor)
 
 
 class Spool:
@@ -367,11 +368,6 @@ class Spool:
                 segment.close()
         if self._active is not None and self._active.is_done:
             self._retire_active()
-
-    def abandon(self) -> None:
-        """Leave all segments to the parent: called in the child after a fork."""
-        for segment in (*self._own(), *self._adopted):
-            segment.close()
 
     def _own(self) -> list[Segment]:
         return [*self._full, *([self._active] if self._active is not None else [])]
@@ -537,7 +533,7 @@ class Spool:
 
 def open_locked(path: Path, flags: int = 0) -> int | None:
     """Open ``path`` and lock it; None if a living process has the lock, or it was deleted."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    descriptor = descriptors.open_here(path, os.O_RDWR | os.O_CLOEXEC | flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink > 0:
@@ -547,9 +543,9 @@ def open_locked(path: Path, flags: int = 0) -> int | None:
     except OSError:  # a file system without locks
         if flags:
             path.unlink()
-        os.close(descriptor)
+        descriptors.close(descriptor)
         raise
-    os.close(descriptor)
+    descriptors.close(descriptor)
     return None
 
 
@@ -574,21 +570,26 @@ class SegmentReport:
     """The process that wrote it, as the name says; None if it does not."""
     is_locked: bool
     """Whether a living process, its writer or one that adopted it, delivers it."""
-    is_damaged: bool
-    """Whether it was set aside; nobody adopts it."""
+    is_set_aside: bool
+    """Whether it was renamed to ``….damaged``; nobody adopts it."""
     events: int
     """Events that can be read and are not struck off."""
     size: int
     """Bytes, those of struck-off events included."""
     oldest: str | None
     """The earliest ``created_at`` among the events."""
+    damaged_bytes: int
+    """What is no event and never will be. A last line that is cut off is no damage until the file
+    is set aside: it may be just written, or was when its process was killed."""
+    error: str | None
+    """Why it cannot be read; None if it can."""
 
 
 def survey(directory: Path) -> list[SegmentReport]:
     """Look at the files of a spool directory, in the order of their age, and change nothing.
 
     Raises:
-        OSError: The directory or a file in it cannot be read.
+        OSError: The directory cannot be read.
     """
     reports = []
     for path in sorted(directory.iterdir()):
@@ -600,28 +601,51 @@ def survey(directory: Path) -> list[SegmentReport]:
 
 def _look_at(path: Path) -> SegmentReport:
     owner = re.fullmatch(r"\d+-(\d+)-.+", path.name)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    is_set_aside = path.name.endswith(DAMAGED_SUFFIX)
+    is_locked = False
+    events = size = damaged_bytes = 0
+    oldest: str | None = None
+    error = None
     try:
-        is_locked = _is_locked(descriptor)
-        segment = Segment(path, descriptor, own=False)
-        events = 0
-        oldest: str | None = None
-        while not segment.is_read:
-            for _, text in segment.read(1000):
-                for _, _, row in find_rows(text)[0]:
-                    events += 1
-                    oldest = min(oldest or row["created_at"], row["created_at"])
-    finally:
-        os.close(descriptor)
+        with _open_to_look(path) as descriptor:
+            is_locked = _is_locked(descriptor)
+            segment = Segment(path, descriptor, own=False)
+            size = segment.size
+            is_ours = HEADER.startswith(os.pread(descriptor, len(HEADER), 0))
+            while not segment.is_read:
+                for start, text in segment.read(1000):
+                    rows, no_event = find_rows(text)
+                    for _, _, row in rows:
+                        events += 1
+                        oldest = min(oldest or row["created_at"], row["created_at"])
+                    is_last = start + len(text) >= size
+                    if is_set_aside or not (is_last and is_ours):
+                        damaged_bytes += no_event
+    except FileNotFoundError:
+        raise
+    except OSError as refusal:
+        error = refusal.strerror
     return SegmentReport(
         path=path,
         owner_pid=int(owner[1]) if owner else None,
         is_locked=is_locked,
-        is_damaged=path.name.endswith(DAMAGED_SUFFIX),
+        is_set_aside=is_set_aside,
         events=events,
-        size=segment.size,
+        size=size,
         oldest=oldest,
+        damaged_bytes=damaged_bytes,
+        error=error,
     )
+
+
+@contextlib.contextmanager
+def _open_to_look(path: Path) -> Iterator[int]:
+    # What is no file, such as a pipe, is an error, and nothing to wait for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _is_locked(descriptor: int) -> bool:

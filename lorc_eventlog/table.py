@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,11 @@ QUALIFY ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY created_at) = 1"""
 
 # A project has dots only in the domain before it: example.com:project.
 _DATASET = re.compile(r"(?:(?:[A-Za-z0-9.-]+:)?[A-Za-z0-9-]+\.)?[A-Za-z0-9_]+")
-_TABLE = re.compile(r"(?! )[\w $-]+(?<! )")
+# A partition, such as $20261124, is for inserts alone.
+_TABLE = re.compile(r"(?! )[\w -]*[\w-](?:\$\d+)?")
+
+PATIENCE = 30.0
+"""Seconds to wait for an answer, and to try again what fails for the moment."""
 
 
 def events_table() -> str:
@@ -127,7 +131,8 @@ def create_events_table(
             outage.
 
     Raises:
-        RuntimeError: An environment variable is not set.
+        RuntimeError: An environment variable is not set, or there is a table where the view is to
+            be.
         google.api_core.exceptions.GoogleAPICallError: BigQuery refused, as it says.
     """
     from google.api_core.exceptions import NotFound
@@ -140,15 +145,34 @@ def create_events_table(
     if location is not None:
         dataset.location = location
     try:
-        client.get_dataset(dataset.reference)
+        client.get_dataset(dataset.reference, **_patiently())
     except NotFound:  # only then, because few accounts may create a dataset
-        client.create_dataset(dataset, exists_ok=True)
-    created = client.create_table(table, exists_ok=True)
+        client.create_dataset(dataset, exists_ok=True, **_patiently())
+    created = _create_or_get(client, table)
     if deduplicated_view:
         view = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_deduplicated")
         view.view_query = _DEDUPLICATED.format(_full_name(client))
-        client.create_table(view, exists_ok=True)
+        kind = _create_or_get(client, view).table_type
+        if kind != "VIEW":
+            msg = f"{view.reference} is a {kind}, not the view: rename it and run this again"
+            raise RuntimeError(msg)
     return created
+
+
+def _create_or_get(client: Client, table: Table) -> Table:
+    from google.api_core.exceptions import Conflict
+
+    try:
+        return client.create_table(table, **_patiently())
+    except Conflict:  # not by exists_ok=True, which then gets it without a timeout
+        return client.get_table(table.reference, **_patiently())
+
+
+def _patiently() -> dict[str, Any]:
+    """Wait for ``PATIENCE`` and not, as Google's client does by itself, for ever."""
+    from google.cloud.bigquery import DEFAULT_RETRY
+
+    return {"retry": DEFAULT_RETRY.with_timeout(PATIENCE), "timeout": PATIENCE}
 
 
 def check_events_table(client: Client) -> None:
@@ -166,57 +190,71 @@ def check_events_table(client: Client) -> None:
 
     name = _full_name(client)
     try:
-        table = client.get_table(name)
+        table = client.get_table(name, **_patiently())
     except NotFound:
         msg = (
             f"table {name} not found: create it with lorc_eventlog.create_events_table(client), "
             f"or correct {DATASET_VARIABLE} and {TABLE_VARIABLE}"
         )
         raise RuntimeError(msg) from None
-    if table.table_type == "TABLE":
-        # To BigQuery, Payload and payload are one column.
-        problems = list(_problems(name, {column.name.lower(): column for column in table.schema}))
-    else:
-        problems = [
-            f"- it is a {table.table_type}, which takes no events: set {TABLE_VARIABLE} to a table"
-        ]
+    problems = [f"- {found}: {to_do}" for found, to_do in table_problems(table)]
     if problems:
         raise RuntimeError("\n".join([f"table {name} cannot take events:", *problems]))
 
 
-def _problems(name: str, found: dict[str, SchemaField]) -> Iterator[str]:
-    for column, (kind, mode) in COLUMNS.items():
-        field = found.get(column)
-        if field is None:
+def table_problems(table: Table) -> Iterator[tuple[str, str]]:
+    """What keeps ``table`` from taking events: what is found, and what to do about it."""
+    if table.table_type != "TABLE":
+        yield (
+            f"it is a {table.table_type}, which takes no events",
+            f"set {TABLE_VARIABLE} to a table",
+        )
+        return
+    # To BigQuery, Payload and payload are one column.
+    columns = {column.name.lower(): column for column in table.schema}
+    for name, (kind, mode) in COLUMNS.items():
+        if name in columns:
+            yield from _column_problems(table, columns[name], kind, mode)
+        else:
             yield (
-                f"- column {column} is missing: ALTER TABLE `{name}` ADD COLUMN {column} {kind};"
+                f"column {name} is missing",
+                f"ALTER TABLE `{table.reference}` ADD COLUMN {name} {kind};",
             )
-            continue
-        alter = f"ALTER TABLE `{name}` ALTER COLUMN {field.name}"
-        if field.field_type != kind or field.mode == "REPEATED":
-            repeated = "REPEATED " if field.mode == "REPEATED" else ""
+    for name, column in columns.items():
+        if name not in COLUMNS and column.mode == "REQUIRED":
             yield (
-                f"- column {field.name} is {repeated}{field.field_type}, must be {kind}: "
-                f"BigQuery cannot change a column in place, so create the table anew "
-                f"(create_events_table) and copy the rows"
+                f"column {column.name} is REQUIRED and no event fills it",
+                _nullable(table, column),
             )
-            continue
-        if field.mode == "REQUIRED" and mode == "NULLABLE":
-            yield (
-                f"- column {field.name} is REQUIRED and not every event fills it: "
-                f"{alter} DROP NOT NULL;"
-            )
-        if field.max_length is not None:
-            yield (
-                f"- column {field.name} takes no text of over {field.max_length} characters: "
-                f"{alter} SET DATA TYPE {kind};"
-            )
-    for column, field in found.items():
-        if column not in COLUMNS and field.mode == "REQUIRED":
-            yield (
-                f"- column {field.name} is REQUIRED and no event fills it: "
-                f"ALTER TABLE `{name}` ALTER COLUMN {field.name} DROP NOT NULL;"
-            )
+
+
+def _column_problems(
+    table: Table, column: SchemaField, kind: str, mode: str
+) -> Iterator[tuple[str, str]]:
+    if column.field_type != kind or column.mode == "REPEATED":
+        repeated = "REPEATED " if column.mode == "REPEATED" else ""
+        yield (
+            f"column {column.name} is {repeated}{column.field_type}, must be {kind}",
+            (
+                "BigQuery cannot change a column in place, so create the table anew "
+                "(create_events_table) and copy the rows"
+            ),
+        )
+        return
+    if column.mode == "REQUIRED" and mode == "NULLABLE":
+        yield (
+            f"column {column.name} is REQUIRED and not every event fills it",
+            _nullable(table, column),
+        )
+    if column.max_length is not None:
+        yield (
+            f"column {column.name} takes no text of over {column.max_length} characters",
+            f"ALTER TABLE `{table.reference}` ALTER COLUMN {column.name} SET DATA TYPE {kind};",
+        )
+
+
+def _nullable(table: Table, column: SchemaField) -> str:
+    return f"ALTER TABLE `{table.reference}` ALTER COLUMN {column.name} DROP NOT NULL;"
 
 
 def _full_name(client: Client) -> str:

@@ -27,13 +27,24 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import bigquery
 from google.cloud.bigquery import SchemaField
+from rich.highlighter import JSONHighlighter
+from rich.text import Text
 
 from conftest import Query
 from lorc_eventlog import __main__ as entry
-from lorc_eventlog import cli, emit, tail
+from lorc_eventlog import backlog, cli, drain, emit, emit_lines, lifetime, tail
 from lorc_eventlog.cli import commands
+from lorc_eventlog.query import run_query
 from lorc_eventlog.table import events_schema
-from scripted_bigquery import ScriptedBigQuery, delay, status
+from scripted_bigquery import (
+    Fault,
+    ScriptedBigQuery,
+    delay,
+    hang,
+    reset,
+    reset_after_storing,
+    status,
+)
 
 SECRET = "kidney"
 SUBJECT = "patient-0815"
@@ -256,6 +267,8 @@ def test_a_command_line_that_is_not_understood_exits_with_2() -> None:
     assert run("chekc").exit_code == 2
     assert run("tail", "--since", "soon").exit_code == 2
     assert run("tail", "--limit", "0").exit_code == 2
+    for interval in ("0", "3601", "nan", "inf", "1e20", "now"):
+        assert run("tail", "--interval", interval).exit_code == 2
     assert run("emit", "a.b", "--source", "s").exit_code == 2
     assert run("spool", "/does/not/exist").exit_code == 2
 
@@ -292,7 +305,7 @@ def test_check_names_the_variables_that_are_missing(monkeypatch: pytest.MonkeyPa
         "the events go to",
         # It goes on with what can be looked at without them.
         "credentials": "✓ none needed for the emulator at localhost:9050",
-        "project": "✓ test-project, from the environment and the credentials",
+        "project": "✓ test-project, for the emulator",
         "dataset": "- not checked",
         "table": "- not checked",
         "columns": "- not checked",
@@ -322,9 +335,106 @@ def test_check_says_that_google_does_not_take_the_credentials(gate: Gate) -> Non
     answer = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
     gate.answers.append(("POST /token", 400, answer))
     result = run("check")
-    assert "✗ RefreshError: ('invalid_grant: Invalid JWT Sig" in steps(result)["credentials"]
+    assert "✗ RefreshError: invalid_grant: Invalid JWT Sig" in steps(result)["credentials"]
     assert "→ check the credentials" in steps(result)["credentials"]
     assert result.exit_code == 1
+
+
+@pytest.mark.usefixtures("service_account")
+def test_check_says_that_google_is_not_reached_and_blames_no_credentials(gate: Gate) -> None:
+    gate.close()
+    found = steps(run("check"))["credentials"]
+    assert found.startswith("✗ TransportError: HTTPConnectionPool")
+    assert "→ try again: it is the network" in found
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize("command", ["check", "tail"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "IsADirectoryError: "),
+        (b"[]", "no credentials (AttributeError)"),
+        (b"\x30\x82secret\xff", "DefaultCredentialsError: "),
+        (b'{"type": "service_account", "key": "secret"}', "DefaultCredentialsError: "),
+    ],
+    ids=["a directory", "a list", "another format", "a key without fields"],
+)
+def test_a_key_file_that_is_none_is_said_in_a_line_without_a_word_of_it(
+    command: str,
+    content: bytes | None,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "key.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    result = run(command)
+    assert result.exit_code == 1
+    said = result.stdout + result.stderr
+    assert re.search(rf"✗ (credentials +)?{re.escape(found)}.*\n +→ check the credentials: ", said)
+    assert "secret" not in said
+
+
+@pytest.mark.usefixtures("gated_table")
+def test_check_speaks_json_whatever_answers(gate: Gate) -> None:
+    gate.answers.append(("GET", 200, []))  # type: ignore[arg-type]
+    result = run("check", "--json")
+    assert result.exit_code == 1
+    [wrong] = [finding for finding in json.loads(result.stdout)["findings"] if not finding["ok"]][
+        :1
+    ]
+    assert wrong["step"] == "dataset"
+    assert wrong["found"].startswith("an answer that makes no sense, or a fault of ours (")
+    assert wrong["to_do"].startswith("is it BigQuery that answers (BIGQUERY_EMULATOR_HOST)?")
+
+
+@pytest.mark.usefixtures("gated_table")
+def test_a_command_says_in_a_line_that_an_answer_makes_no_sense(gate: Gate) -> None:
+    gate.answers.append(("GET", 200, []))  # type: ignore[arg-type]
+    result = run("tail")
+    assert result.stderr.startswith("✗ an answer that makes no sense, or a fault of ours (")
+    assert (result.stdout, result.exit_code) == ("", 1)
+
+
+def test_what_is_said_does_not_reach_the_terminal_as_it_is(tmp_path: Path) -> None:
+    directory = tmp_path / "\x1b[31mred"
+    directory.mkdir()
+    assert run("spool", str(directory)).stdout.endswith("\\x1b[31mred\n")
+
+
+@pytest.mark.usefixtures("gated_table")
+def test_check_tells_what_the_project_lacks_from_what_the_account_lacks(gate: Gate) -> None:
+    gate.refuse("GET .*/datasets/[^/]+$", 403, "accessNotConfigured", "BigQuery API is disabled")
+    assert steps(run("check"))["dataset"] == (
+        "✗ 403 accessNotConfigured: BigQuery API is disabled → enable the project's BigQuery API: "
+        "`gcloud services enable bigquery.googleapis.com`"
+    )
+
+
+def test_check_says_where_the_project_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", "127.0.0.1:9")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-project")
+    assert steps(run("check"))["project"] == "✓ my-project, from GOOGLE_CLOUD_PROJECT"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")  # noqa: PTH110
+def test_a_disk_that_is_full_is_said_in_a_line() -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        ended = subprocess.run(
+            [sys.executable, "-m", "lorc_eventlog", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "lorc-eventlog cannot write: No space left on device\n"
 
 
 @pytest.mark.usefixtures("service_account")
@@ -367,6 +477,7 @@ def test_check_says_that_bigquery_is_not_reached(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", "http://127.0.0.1:9")
     result = run("check")
     assert steps(result)["dataset"].startswith("✗ ConnectionError: ")
+    assert "→ try again: it is the network (or BIGQUERY_EMULATOR_HOST" in steps(result)["dataset"]
     assert result.exit_code == 1
 
 
@@ -418,6 +529,7 @@ def test_check_says_that_the_table_is_a_view(query: Query, monkeypatch: pytest.M
         steps(result)["table"],
     )
     assert steps(result)["columns"] == "- not checked"  # to say it once is enough
+    assert list(steps(result))[-2:] == ["columns", "permission"]
     assert result.exit_code == 1
 
 
@@ -600,6 +712,48 @@ def test_create_table_makes_the_deduplicated_view(
     assert result.exit_code == 0
 
 
+def test_create_table_says_that_there_is_a_table_where_the_view_is_to_be(
+    events_table: str, emulator_client: bigquery.Client
+) -> None:
+    emulator_client.create_table(f"test-project.{events_table}_deduplicated")
+    result = run("create-table", "--deduplicated-view")
+    assert result.stderr == (
+        f"✗ test-project.{events_table}_deduplicated is a TABLE, not the view: rename it and run "
+        f"this again\n"
+    )
+    assert result.exit_code == 1
+
+
+def test_create_table_says_that_the_dataset_is_elsewhere(events_table: str) -> None:
+    result = run("create-table", "--location", "EU")
+    dataset = events_table.partition(".")[0]
+    assert result.stdout.splitlines()[-2:] == [
+        f"✗ {dataset} was there already, in US",
+        "  → leave out --location, or name another dataset",
+    ]
+    assert result.exit_code == 1
+    assert run("create-table", "--location", "us").exit_code == 0
+
+
+@pytest.mark.usefixtures("events_table")
+def test_create_table_refuses_a_location_that_the_ddl_cannot_name() -> None:
+    result = run("create-table", "--print-ddl", "--location", "EU")
+    assert "--location has no effect with --print-ddl" in result.stderr
+    assert result.exit_code == 2
+
+
+@pytest.mark.usefixtures("gated_table")
+@pytest.mark.parametrize("what", ["datasets/[^/]+$", "tables$"])
+def test_create_table_does_not_wait_for_ever(
+    what: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorc_eventlog.table.PATIENCE", 0.1)
+    gate.refuse(f"(GET|POST) .*/{what}", 503, "backendError", "Error encountered")
+    result = run("create-table")
+    assert result.stderr.startswith("✗ 503 backendError: Error encountered\n  → try again: ")
+    assert result.exit_code == 1
+
+
 def test_create_table_prints_the_ddl_of_the_deduplicated_view(
     query: Query, events_table: str, emulator_client: bigquery.Client
 ) -> None:
@@ -705,6 +859,7 @@ def test_tail_speaks_json_to_programs_and_keeps_the_data_to_itself(
         (["--type", "email.*"], ["email.received", "email.archived"]),
         (["--type", "*.sent"], ["report.sent"]),
         (["--type", "e*.a*"], ["email.archived"]),
+        (["--type", "**"], ["email.received", "email.archived", "report.sent"]),
         (["--type", "email"], []),
         (["--type", "e.ail.*"], []),
         (["--source", "gmail"], ["email.received"]),
@@ -755,11 +910,12 @@ def test_tail_reads_only_the_partitions_that_matter_and_values_are_parameters(ga
         sql = job["query"]["query"]
         assert (
             "WHERE (_PARTITIONTIME >= TIMESTAMP_TRUNC(@partition, DAY) OR _PARTITIONTIME IS NULL) "
-            "AND created_at >= @since" in sql
+            "AND created_at > @since" in sql
         )
         assert "subject_id" not in sql
         assert "payload" not in sql
         assert "'" not in sql
+        assert job["query"]["useQueryCache"] is False  # it would hide what arrived
     values = {
         parameter["name"]: parameter["parameterValue"].get("value")
         for parameter in look["query"]["queryParameters"]
@@ -784,7 +940,8 @@ def test_tail_says_first_what_bigquery_bills(gate: Gate, monkeypatch: pytest.Mon
     def said(read: int, *arguments: str) -> str:
         answer["statistics"] = {"query": {"totalBytesProcessed": str(read)}}
         gate.answers[:] = [("POST .*/jobs$", 200, answer)]
-        monkeypatch.setattr(cli, "run_query", lambda *_: [])
+        for module in (cli, tail):
+            monkeypatch.setattr(module, "run_query", lambda *_: [])
         return run("tail", *arguments).stderr.splitlines()[0]
 
     assert said(0) == "a look reads 0 bytes, billed as 10 MiB"
@@ -835,8 +992,63 @@ def test_tail_folds_a_long_payload_to_the_width_of_a_terminal(
     assert "a.c" in second
 
 
-def interrupt(_: float) -> None:
+@pytest.mark.usefixtures("events_table")
+def test_tail_highlights_only_what_a_terminal_shows_because_that_takes_long(
+    emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+
+    class Highlighter(JSONHighlighter):
+        def highlight(self, text: Text) -> None:
+            lengths.append(len(text))
+
+    monkeypatch.setattr(cli, "JSONHighlighter", Highlighter)
+    emit("a.b", {"x": "y" * 10_000}, source="s", bq_client=emulator_client)
+    run("tail", "--show-data")
+    assert lengths == []
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "70")
+    run("tail", "--show-data")
+    assert lengths == [4 * 70]
+
+
+@pytest.mark.usefixtures("events_table")
+def test_tail_lets_a_star_stand_for_line_breaks_too(emulator_client: bigquery.Client) -> None:
+    emit("a\nb.c", {}, source="s", bq_client=emulator_client)
+    for pattern in ("*", "**", "*.c", "a*c"):
+        assert shown(run("tail", "--type", pattern)) == [r"a\nb.c"]
+
+
+def test_tail_shows_what_is_no_text(
+    events_table: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query(
+        f"CREATE TABLE `{events_table}_of_others` (event_id STRING, event_type BYTES, "
+        "source INT64, schema_ref STRING, created_at STRING, correlation_id BOOL, "
+        "subject_id INT64, payload BYTES)"
+    )
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events_of_others")
+    query(
+        f"INSERT INTO `{events_table}_of_others` "
+        f"SELECT '1', b'a.b', 7, NULL, '{datetime.now(UTC).isoformat()}', TRUE, 8, b'{{}}'"
+    )
+    event, data = run("tail", "--show-data").stdout.splitlines()
+    assert event[25:] == "b'a.b'  7  True"
+    assert data == """    subject 8  "b'{}'\""""
+    assert json.loads(run("tail", "--json").stdout)["event_type"] == "b'a.b'"
+
+
+def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("events_table")
+def test_ctrl_c_is_how_tail_f_ends_and_is_no_end_of_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "run_query", interrupt)
+    result = run("tail", "-f")
+    assert (result.stdout, result.exit_code) == ("", 0)
+    assert "Aborted" not in result.stderr
+    assert run("tail").exit_code == 1
 
 
 @pytest.mark.usefixtures("events_table")
@@ -894,24 +1106,134 @@ def follow(monkeypatch: pytest.MonkeyPatch, looks: Looks, *arguments: str) -> Re
     return run("tail", "-f", *arguments)
 
 
-@pytest.mark.usefixtures("events_table")
+Store = Callable[..., None]
+
+
+@pytest.fixture
+def store(query: Query) -> Store:
+    """Store an event of each type, created so many minutes before the test began."""
+    now = datetime.now(UTC)
+
+    def store(*event_types: str, age: float) -> None:
+        created_at = (now - timedelta(minutes=age)).isoformat(timespec="microseconds")
+        rows = ", ".join(
+            f"(GENERATE_UUID(), '{event_type}', 's', '{created_at}', JSON '{{}}')"
+            for event_type in event_types
+        )
+        query(
+            f"INSERT INTO events (event_id, event_type, source, created_at, payload) VALUES {rows}"
+        )
+
+    return store
+
+
+def store_again(query: Query) -> None:
+    """Store each event once more, as when an answer was lost."""
+    query("INSERT INTO events SELECT * FROM events")
+
+
+def left_out(gate: Gate) -> list[list[str]]:
+    """The event_ids that each query left out by name."""
+    values = [
+        parameter["parameterValue"]["arrayValues"]
+        for body in gate.bodies
+        for parameter in body.get("configuration", {}).get("query", {}).get("queryParameters", ())
+        if parameter["name"] == "seen"
+    ]
+    return [[value["value"] for value in ids] for ids in values]
+
+
 def test_tail_f_shows_each_event_once_also_if_it_arrives_late(
-    emulator_client: bigquery.Client, query: Query, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def log(event_type: str) -> None:
-        emit(event_type, {}, source="s", bq_client=emulator_client)
-
-    def log_what_was_held_up() -> None:
-        log("late")
-        created_at = (datetime.now(UTC) - timedelta(minutes=5)).isoformat(timespec="microseconds")
-        query(f"UPDATE events SET created_at = '{created_at}' WHERE event_type = 'late'")
-
-    log("first")
-    looks = Looks(lambda: log("second"), log_what_was_held_up, lambda: None)
+    store("first", age=3)
+    looks = Looks(lambda: store("second", age=1), lambda: store("late", age=5), lambda: None)
     result = follow(monkeypatch, looks, "--interval", "0.5")
     assert shown(result) == ["first", "second", "late"]
     assert looks.intervals == [0.5] * 4
     assert result.exit_code == 0
+
+
+def test_tail_f_shows_once_what_arrives_while_it_begins(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store("a", age=1)
+    monkeypatch.setattr(cli, "there_already", lambda *_: {})  # it was not, yet
+    assert shown(follow(monkeypatch, Looks(lambda: None))) == ["a"]
+
+
+def test_tail_shows_once_what_is_stored_twice(
+    store: Store, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store_third_twice() -> None:
+        store("third", age=1)
+        store_again(query)
+
+    store("first", age=3)
+    store("second", age=2)
+    store_again(query)
+    assert shown(run("tail", "-n", "2")) == ["first", "second"]
+    looks = Looks(store_third_twice, lambda: store_again(query))
+    assert shown(follow(monkeypatch, looks)) == ["first", "second", "third"]
+
+
+def test_tail_f_shows_a_late_event_although_it_is_older_than_what_the_limit_left_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store("a", "b", "c", age=2)
+    result = follow(monkeypatch, Looks(lambda: store("late", age=5), lambda: None), "-n", "2")
+    *first, late = shown(result)
+    assert len({*first} & {"a", "b", "c"}) == len(first) == 2
+    assert late == "late"
+
+
+@pytest.mark.usefixtures("gated_table")
+def test_tail_f_names_a_bounded_number_of_events_and_says_once_what_it_may_miss(
+    store: Store, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst() -> None:
+        store("a", age=50)
+        store("b", age=40)
+        store("c", age=30)
+
+    def hold_up() -> None:
+        store("too late", age=55)
+        store("late", age=45)
+
+    monkeypatch.setattr(tail, "MOST_SEEN", 2)
+    result = follow(monkeypatch, Looks(burst, hold_up, lambda: None))
+    assert shown(result) == ["a", "b", "c", "late"]
+    assert result.stderr.count("more than 2 events since then: one that arrives late is ") == 1
+    assert max(map(len, left_out(gate))) == 2
+
+
+def test_tail_f_takes_nothing_that_was_there_for_news_however_much_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hold_up() -> None:
+        store("too late", age=35)
+        store("late", age=25)
+
+    store("a", "b", age=40)
+    store("c", "d", age=30)
+    store("e", age=20)
+    store("f", age=10)
+    monkeypatch.setattr(tail, "MOST_SEEN", 2)
+    result = follow(monkeypatch, Looks(lambda: None, hold_up, lambda: None), "-n", "1")
+    assert shown(result) == ["f", "late"]
+    assert result.stderr.count("more than 2 events since then") == 1
+
+
+@pytest.mark.usefixtures("gated_table")
+def test_tail_f_leaves_no_event_out_by_name_that_is_too_old_anyway(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    ages = {"old": 61, "new": 59}
+    seen = {name: (now - timedelta(minutes=age)).isoformat() for name, age in ages.items()}
+    monkeypatch.setattr(cli, "there_already", lambda *_: seen)
+    follow(monkeypatch, Looks(lambda: None))
+    assert left_out(gate)[-1] == ["new"]
 
 
 @pytest.mark.usefixtures("events_table")
@@ -928,9 +1250,37 @@ def test_tail_f_brings_more_events_than_one_look_takes_in_their_order(
     emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail, "FOLLOW_ROWS", 2)
-    looks = Looks(lambda: log_events(emulator_client), lambda: None)
+    looks = Looks(lambda: log_events(emulator_client))
     result = follow(monkeypatch, looks)
     assert shown(result) == ["email.received", "email.archived", "report.sent"]
+    assert len(looks.intervals) == 2  # and does not sleep while there are more
+
+
+@pytest.mark.usefixtures("events_table")
+def test_tail_f_sleeps_when_an_outage_interrupts_a_burst(
+    emulator_client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([False, False, True, True, False])
+
+    def ask(*question: Any) -> list[dict[str, Any]]:
+        if next(failures):
+            raise TimeoutError
+        return run_query(*question)
+
+    monkeypatch.setattr(tail, "FOLLOW_ROWS", 2)
+    monkeypatch.setattr(tail, "run_query", ask)
+    looks = Looks(lambda: log_events(emulator_client), lambda: None, lambda: None)
+    assert len(shown(follow(monkeypatch, looks))) == 3
+    assert len(looks.intervals) == 4  # before the first look, after each failure, and at the end
+
+
+def test_tail_f_loses_no_event_of_a_burst_of_one_moment(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "FOLLOW_ROWS", 2)
+    monkeypatch.setattr(tail, "MOST_SEEN", 3)
+    result = follow(monkeypatch, Looks(lambda: store(*"abcdefg", age=1)))
+    assert sorted(shown(result)) == [*"abcdefg"]
 
 
 @pytest.mark.usefixtures("gated_table")
@@ -950,19 +1300,35 @@ def test_tail_f_waits_for_the_end_of_an_outage(
 
 
 @pytest.mark.usefixtures("gated_table")
+@pytest.mark.parametrize(
+    ("code", "reason", "to_do"),
+    [
+        (404, "notFound", "\n  → `lorc-eventlog check` tells what is missing\n"),
+        (403, "accessDenied", "\n  → grant the process's account roles/bigquery.dataEditor on "),
+        (400, "invalidQuery", ""),
+        (413, "uploadTooLarge", ""),
+    ],
+    ids=[404, 403, 400, 413],
+)
 def test_tail_f_ends_with_what_time_does_not_mend(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, code: int, reason: str, to_do: str
 ) -> None:
-    def revoke() -> None:
-        gate.refuse("POST .*/jobs$", 404, "notFound", "Not found: Table t")
-
-    result = follow(monkeypatch, Looks(revoke))
-    assert result.stderr.endswith("\n  → `lorc-eventlog check` tells what is missing\n")
-    assert "✗ 404 notFound: Not found: Table t" in result.stderr
+    looks = Looks(lambda: gate.refuse("POST .*/jobs$", code, reason, "No table t"))
+    result = follow(monkeypatch, looks)
+    assert f"✗ {code} {reason}: No table t" in result.stderr
+    assert to_do in result.stderr
     assert result.exit_code == 1
 
 
 # emit
+
+
+EMIT_LINES = ("emit", "a.b", "--source", "s", "--payload", "-")
+LINES = '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+def emit_lines_of(stdin: str | bytes) -> Result:
+    return run(*EMIT_LINES, stdin=stdin)
 
 
 @pytest.mark.usefixtures("events_table")
@@ -990,14 +1356,16 @@ def test_emit_writes_an_event_and_prints_its_id(query: Query) -> None:
     [
         ('{"a": 1}', [{"a": 1}]),
         ('\n{\n  "a": [\n    1\n  ]\n}\n', [{"a": [1]}]),
-        ('{"a": 1}\n\n{"a": 2}\n{"a": 3}', [{"a": 1}, {"a": 2}, {"a": 3}]),
+        ('\n{"a": 1}\n\n{"a": 2}\n{"a": 3}', [{"a": 1}, {"a": 2}, {"a": 3}]),
+        ("", []),
+        (" \n\n", []),
     ],
-    ids=["one object", "one object on many lines", "one object on each line"],
+    ids=["one object", "one object on many lines", "one object on each line", "empty", "blank"],
 )
 def test_emit_reads_standard_input(
     query: Query, stdin: str, payloads: list[dict[str, Any]]
 ) -> None:
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
+    result = emit_lines_of(stdin)
     events = query("SELECT event_id, payload FROM events ORDER BY created_at")
     assert [event["payload"] for event in events] == payloads
     assert result.stdout.split() == [event["event_id"] for event in events]
@@ -1008,9 +1376,9 @@ def test_emit_reads_standard_input(
 def test_emit_writes_more_lines_than_it_keeps_on_their_way(
     query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "EMIT_ROWS", 10)
+    monkeypatch.setattr(emit_lines, "BATCH_ROWS", 10)
     stdin = "".join(f'{{"i": {number}}}\n' for number in range(36))
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
+    result = emit_lines_of(stdin)
     events = query("SELECT event_id FROM events ORDER BY created_at")
     assert result.stdout.split() == [event["event_id"] for event in events]
     assert len(events) == 36
@@ -1022,16 +1390,16 @@ def test_emit_tells_the_line_that_is_no_object_and_sends_the_others(
     query: Query, line: str
 ) -> None:
     stdin = f'{{"a": 1}}\n{line}\n{{"a": 3}}'
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
+    result = emit_lines_of(stdin)
     assert result.stderr == "✗ line 2: the payload is no JSON object\n"
     assert len(result.stdout.split()) == len(query("SELECT 1 FROM events")) == 2
     assert result.exit_code == 1
 
 
 @pytest.mark.usefixtures("events_table")
-@pytest.mark.parametrize("stdin", ["", "\n", SECRET, b"\xff\xfe"])
+@pytest.mark.parametrize("stdin", [SECRET, f'{SECRET}\n{{"a": 1}}', "\n{\n", b"\xff\xfe"])
 def test_emit_tells_that_standard_input_holds_nothing_of_use(stdin: str | bytes) -> None:
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
+    result = emit_lines_of(stdin)
     assert result.stderr == "✗ standard input: the payload is no JSON object\n"
     assert (result.stdout, result.exit_code) == ("", 1)
 
@@ -1053,29 +1421,158 @@ def test_emit_refuses_an_event_that_is_none(event_type: str, payload: str, messa
     assert result.exit_code == 2
 
 
-def test_emit_tells_what_bigquery_refuses_and_by_which_line(scripted: ScriptedBigQuery) -> None:
-    scripted.refuse_row(lambda row: "bad" in row["payload"], message=f"no {SECRET}")
-    stdin = f'{{"a": 1}}\n{{"bad": "{SECRET}"}}\n{{"a": 3}}'
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
-    assert result.stderr.startswith("✗ line 2: invalid at the row: no …")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--payload", '{"name":', f"{SECRET}}}"], "TYPE is the only argument; does a payload"),
+        (["--payload", '{"name":', f"--{SECRET}}}"], "There is no such option."),
+        (["--payload", "{}", "--subjct-id", SECRET], "There is no such option. Did you mean"),
+    ],
+)
+def test_emit_quotes_nothing_of_a_payload_that_lacks_its_quotes(
+    arguments: list[str], message: str
+) -> None:
+    result = run("emit", "a.b", "--source", "s", *arguments)
+    assert f"Error: {message}" in result.stderr
     assert SECRET not in result.output
-    assert len(result.stdout.split()) == 2
+    assert result.exit_code == 2
+
+
+@pytest.mark.usefixtures("scripted")
+def test_emit_says_that_there_is_no_standard_input() -> None:
+    """As Python finds it after ``<&-``."""
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh"]
+    command = [*shell, sys.executable, "-m", "lorc_eventlog", *EMIT_LINES]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.stdout, ended.stderr) == ("", "✗ there is no standard input\n")
+    assert ended.returncode == 1
+
+
+@pytest.mark.usefixtures("scripted")
+def test_emit_puts_lines_together_that_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emit_lines, "READ_BYTES", 5)
+    lines = "".join(f'{{"i": {"1" * number}}}\n\n' for number in range(1, 20))
+    result = emit_lines_of(f"{lines}{SECRET}")
+    assert len(result.stdout.split()) == 19
+    assert result.stderr == "✗ line 39: the payload is no JSON object\n"
+
+
+def test_emit_sends_a_line_when_it_comes_and_says_so(scripted: ScriptedBigQuery) -> None:
+    with program(*EMIT_LINES, stdin=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for number in range(3):
+            running.stdin.write(f'{{"number": {number}}}\n')
+            running.stdin.flush()
+            event_id = running.stdout.readline().strip()
+            assert scripted.rows[number]["event_id"] == event_id
+        assert running.communicate(timeout=30) == ("", "")
+        assert running.returncode == 0
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_emit_tells_what_bigquery_refuses_and_by_which_line(
+    scripted: ScriptedBigQuery, bad: int
+) -> None:
+    scripted.refuse_row(lambda row: f'"a":{bad}' in row["payload"], message=f"no {bad} {SECRET}")
+    result = emit_lines_of(LINES.replace("}", f', "{SECRET}": 0}}'))
+    assert result.stderr == f"✗ line {bad}: invalid at the row: no … …\n"
+    assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
+    assert len(scripted.rows) == 2
     assert result.exit_code == 1
 
 
-def test_emit_gives_up_after_a_while(
+@pytest.mark.parametrize("code", [400, 413, 500])
+def test_emit_finds_the_line_that_breaks_its_request(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    for name in ("PATIENCE_WITH_A_ROW", "PATIENCE_IN_SILENCE", "FIRST_PAUSE"):
+        monkeypatch.setattr(backlog, name, 0.01)
+    scripted.refuse_request(lambda row: '"a":2' in row["payload"], code)
+    scripted.script(*[delay(0.0)] * 4, status(503))  # for the line after it
+    result = emit_lines_of(LINES)
+    assert re.fullmatch(rf"✗ line 2: {code}[^\n]+\n", result.stderr)
+    stored = {json.loads(row["payload"])["a"]: row["event_id"] for row in scripted.rows}
+    assert result.stdout.split() == [stored[1], stored[3]]
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("fault", [status(429), status(503), reset(), reset_after_storing()])
+def test_emit_tries_again_what_may_pass_and_keeps_the_order(
+    scripted: ScriptedBigQuery, fault: Fault
+) -> None:
+    scripted.script(fault)
+    scripted.stop_row_once(lambda row: '"a":1' in row["payload"])
+    result = emit_lines_of(LINES)
+    ids = {json.loads(row["payload"])["a"]: row["event_id"] for row in scripted.rows}
+    assert result.stdout.split() == [ids[number] for number in (1, 2, 3)]
+    assert (result.stderr, result.exit_code) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(401, "InvalidOperation: "), (403, "403 accessDenied: "), (404, "404 notFound: ")],
+)
+def test_emit_gives_up_at_once_what_time_does_not_mend(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    monkeypatch.setattr(emit_lines, "BATCH_ROWS", 2)
+    scripted.script(delay(0.0))
+    scripted.always(status(code))
+    result = emit_lines_of('{"a": 1}\n{"a": 2}\n\n{"a": 4}\n{"a": 5}\n{"a": 6}\n')
+    said = f"✗ line 4 to 5 are not in BigQuery, no line after 5 is: {reason}"
+    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
+    assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
+    assert (len(scripted.rows), len(scripted.requests), result.exit_code) == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (status(429), "is not"),
+        (status(503), "may or may not be"),
+        (reset(), "may or may not be"),
+        (hang(), "may or may not be"),
+    ],
+)
+def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, fault: Fault, what: str
+) -> None:
+    monkeypatch.setattr(emit_lines, "PATIENCE", 0.5)
+    writers = set(lifetime.writers)
+    scripted.always(fault)
+    started = time.monotonic()
+    result = emit_lines_of('{"a": 1}')
+    assert time.monotonic() - started < emit_lines.REQUEST_TIMEOUT / 2
+    said = f"✗ line 1 {what} in BigQuery, no line after 1 is: "
+    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
+    assert (result.stdout, result.exit_code) == ("", 1)
+    assert set(lifetime.writers) <= writers  # one would go on in the background
+
+
+def test_emit_names_each_line_that_bigquery_puts_off(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PATIENCE", 0.1)
-    scripted.script(delay(0.0))
+    monkeypatch.setattr(emit_lines, "PATIENCE", 0.5)
+    scripted.refuse_row(lambda row: '"a":2' not in row["payload"], reason="backendError")
+    result = emit_lines_of(LINES)
+    assert result.stderr == (
+        "✗ line 1, line 3 are not in BigQuery, no line after 3 is: BigQuery puts them off\n"
+    )
+    assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(["--payload", "{}"], "the event"), (["--payload", "-"], "standard input")],
+)
+def test_emit_says_that_the_only_event_is_not_delivered(
+    scripted: ScriptedBigQuery, arguments: list[str], where: str
+) -> None:
     scripted.always(status(403))
-    stdin = '{"a": 1}\n{"a": 2}\n{"a": 3}'
-    result = run("emit", "a.b", "--source", "s", "--payload", "-", stdin=stdin)
-    assert result.stderr.startswith("✗ 2 events are not in BigQuery: 403 accessDenied: ")
-    assert len(result.stdout.split()) == 1
-    assert result.exit_code == 1
-    scripted.healthy()
-    scripted.wait_for_rows(3)  # it tries on until the process ends
+    result = run("emit", "a.b", "--source", "s", *arguments, stdin="{\n}")
+    assert result.stderr.startswith(f"✗ {where} is not in BigQuery: 403 accessDenied: ")
+    assert (result.stdout, result.exit_code) == ("", 1)
 
 
 # spool
@@ -1146,7 +1643,9 @@ def test_spool_shows_who_cares_for_the_events(spool_dir: Path) -> None:
     answer = json.loads(as_json.stdout)
     assert answer["events"] == 4
     assert [file["state"] for file in answer["files"]] == ["alive", "orphaned"]
-    assert [*answer["files"][0]] == ["file", "owner_pid", "state", "events", "bytes", "oldest"]
+    assert [*answer["files"][0]] == [
+        "file", "owner_pid", "state", "events", "bytes", "oldest", "trouble",
+    ]  # fmt: skip
 
 
 def test_an_empty_spool_is_fine(spool_dir: Path) -> None:
@@ -1161,6 +1660,34 @@ def test_a_damaged_file_is_wrong(spool_dir: Path) -> None:
     assert re.search(
         r"^1-2-3\.events\.damaged +2 +damaged +0 +3 bytes +- *$", result.stdout, re.MULTILINE
     )
+    assert result.stderr == "✗ 1-2-3.events.damaged: 3 bytes of it are damaged\n"
+    assert result.exit_code == 1
+
+
+@pytest.mark.usefixtures("scripted")
+def test_damage_is_seen_before_anyone_delivers_the_rest(spool_dir: Path) -> None:
+    left_by_a_dead_process(spool_dir, 3)
+    [path] = spool_dir.iterdir()
+    path.write_bytes(path.read_bytes() + b"garbage\n")
+    result = run("spool", str(spool_dir))
+    assert re.search(r"\.events +\d+ +orphaned +3 ", result.stdout)
+    assert result.stderr == f"✗ {path.name}: 7 bytes of it are damaged\n"
+    assert result.exit_code == 1
+    [file] = json.loads(run("spool", str(spool_dir), "--json").stdout)["files"]
+    assert (file["state"], file["trouble"]) == ("orphaned", "7 bytes of it are damaged")
+
+
+@pytest.mark.usefixtures("scripted")
+def test_what_is_no_file_is_named_and_the_rest_is_shown_and_drained(spool_dir: Path) -> None:
+    left_by_a_dead_process(spool_dir, 3)
+    (spool_dir / "sub.events").mkdir()
+    result = run("spool", str(spool_dir))
+    assert result.stderr == "✗ sub.events: it cannot be read: Is a directory\n"
+    assert "- 3 events wait in" in result.stdout
+    assert result.exit_code == 1
+    result = run("spool", str(spool_dir), "--drain")
+    assert "✗ sub.events: it cannot be read: Is a directory\n" in result.stderr
+    assert result.stdout.endswith("✓ 3 events delivered, 0 rejected, 0 left\n")
     assert result.exit_code == 1
 
 
@@ -1224,7 +1751,7 @@ def test_drain_gives_up_after_a_while_and_loses_nothing(
     scripted: ScriptedBigQuery, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_by_a_dead_process(spool_dir, 3)
-    monkeypatch.setattr(cli, "PATIENCE", 0.5)
+    monkeypatch.setattr(drain, "PATIENCE", 0.5)
     scripted.always(status(403))
     result = run("spool", str(spool_dir), "--drain")
     assert "✗ BigQuery takes no events: 403 accessDenied: " in result.stderr
@@ -1232,3 +1759,22 @@ def test_drain_gives_up_after_a_while_and_loses_nothing(
     assert result.exit_code == 1
     scripted.healthy()
     scripted.wait_for_rows(3)  # it tries on until the process ends
+
+
+def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: Path) -> None:
+    """A writer waits for ten seconds at the end of its process, unless it is told not to."""
+    left_by_a_dead_process(spool_dir, 3)
+    scripted.always(status(403))
+    code = """if True:
+        import sys
+        from lorc_eventlog import cli, drain
+        drain.PATIENCE = 0.5
+        cli.commands(["spool", sys.argv[1], "--drain"])
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(spool_dir)], stdout=subprocess.PIPE, text=True
+    ) as ended:
+        assert ended.stdout is not None
+        while " 3 left" not in ended.stdout.readline():
+            pass
+        assert ended.wait(timeout=8) == 1

@@ -16,6 +16,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from google.cloud import bigquery
@@ -25,6 +26,7 @@ from delivery import (
     PROGRAMS,
     environment,
     eventually,
+    fork_and_wait,
     make_event,
     numbers_in,
     running_writer,
@@ -166,26 +168,6 @@ def test_gunicorn_with_preload_under_load(scripted: ScriptedBigQuery) -> None:
 # In this process
 
 
-def fork_and_wait(in_child: object) -> int:
-    """Run ``in_child`` in a fork; 0 if it returned true."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if in_child() else 2  # type: ignore[operator]
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        done, wait_status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(wait_status)
-        time.sleep(0.01)
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
-    return -9
-
-
 def test_a_child_counts_its_own_events_only(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         submit_events(writer, range(3))
@@ -277,7 +259,7 @@ from scripted_bigquery import ScriptedBigQuery, malformed_json, reset, status
 
 class Recorder:
     def find_spec(self, name, path=None, target=None):
-        if threading.current_thread().name.startswith("lorc") and not import_guard.locked():
+        if threading.current_thread().name.startswith("lorc") and not import_guard._is_owned():
             unguarded.append(name)
 
 backlog.MAX_PAUSE = 0.01
@@ -310,6 +292,78 @@ def test_a_sender_imports_nothing_while_a_fork_may_happen(client_is: str) -> Non
     )
 
     assert ran.stdout.split() == []
+
+
+OTHER_HOOKS = """
+import os, sys, threading, time
+from scripted_bigquery import ScriptedBigQuery
+
+lock, held, forking = threading.RLock(), threading.Event(), threading.Event()
+release = lock.release
+os.register_at_fork(before=lock.acquire, after_in_parent=release, after_in_child=release)
+os.register_at_fork(before=forking.set)  # runs before that one, and after ours
+
+from lorc_eventlog import EventWriter
+
+def log():
+    with lock:
+        held.set()
+        forking.wait(10)
+        writer.emit("test", {}, source="tests")
+
+with ScriptedBigQuery() as server:
+    os.environ["BIGQUERY_EMULATOR_HOST"] = server.url
+    writer = EventWriter(flush_interval=0.01, spool_dir=sys.argv[1] or None)
+    thread = threading.Thread(target=log)
+    thread.start()
+    held.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    thread.join()
+    server.wait_for_rows(1)
+"""
+
+
+@pytest.mark.parametrize("spool", [False, True], ids=["in memory", "with a spool"])
+@pytest.mark.usefixtures("scripted")
+def test_a_fork_does_not_hold_up_a_thread_that_has_a_lock_of_another_hook(
+    spool: bool, tmp_path: Path
+) -> None:
+    """Such as logging's, which dictConfig holds while it flushes our handlers."""
+    subprocess.run(
+        [sys.executable, "-c", OTHER_HOOKS, str(tmp_path) if spool else ""],
+        env=environment(),
+        timeout=30,
+        check=True,
+    )
+
+
+def test_a_fork_whose_hook_was_interrupted_leaves_no_lock_behind() -> None:
+    lifetime._after_fork_in_parent()
+    assert fork_and_wait(lambda: True) == 0
+    with client_module.import_guard:
+        pass
+
+
+def test_a_writer_that_is_made_while_the_process_ends_does_not_stop_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Changing:
+        def __init__(self) -> None:
+            self.looks = 0
+
+        def __iter__(self) -> Iterator[EventWriter]:
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("Set changed size during iteration")
+            return iter(())
+
+    changing = Changing()
+    monkeypatch.setattr(lifetime, "writers", changing)
+    lifetime._finish_all()
+    assert changing.looks == 2
 
 
 def test_a_fork_waits_for_the_import_of_googles_client() -> None:

@@ -242,8 +242,10 @@ def test_a_request_that_bigquery_will_never_take_is_refused(
     ("code", "reason", "expected", "what_to_do", "may_be_the_rows"),
     [
         (403, "", "403 accessDenied: Access Denied: Table", "roles/bigquery.dataEditor", False),
-        (403, "quotaExceeded", "403 quotaExceeded: Quota exceeded", "have it raised", False),
-        (403, "rateLimitExceeded", "403 rateLimitExceeded: Exceeded", "have it raised", False),
+        (403, "quotaExceeded", "403 quotaExceeded: Quota exceeded", "have the quota raised", False),
+        (403, "rateLimitExceeded", "403 rateLimitExceeded: Exceeded", None, False),
+        (403, "accessNotConfigured", "403 accessNotConfigured: ", "gcloud services enable", False),
+        (403, "billingNotEnabled", "403 billingNotEnabled: ", "set up billing", False),
         (404, "", "404 notFound: Not found: Table", "create_events_table", False),
         (429, "", "429 rateLimitExceeded: Exceeded rate limits", None, False),
         (500, "", "500 internalError: An internal error", None, True),

@@ -232,7 +232,7 @@ def test_what_memory_does_not_hold_waits_on_disk(down: ScriptedBigQuery, tmp_pat
     with running_writer(spool_dir=tmp_path, capacity=10, batch_rows=5) as writer:
         with sampled(writer):
             submit_events(writer, range(200))
-            assert writer._held <= 10
+            assert writer._backlog.held <= 10
             assert writer.stats().buffered == 200
             down.healthy()
             assert writer.flush(30)
@@ -248,7 +248,7 @@ def test_large_events_wait_on_disk_when_memory_is_full_of_bytes(
     with running_writer(spool_dir=tmp_path, capacity_bytes=1_000_000) as writer:
         for number in range(30):
             writer.submit(make_event(number, text="x" * 200_000))
-        assert writer._held_bytes <= 2_500_000  # a read of 1 MiB may come on top
+        assert writer._backlog.held_bytes <= 2_500_000  # a read of 1 MiB may come on top
         down.healthy()
         assert writer.flush(30)
         assert writer.stats().delivered == 30
@@ -272,7 +272,7 @@ def test_memory_is_not_filled_from_disk_beyond_its_bytes(
     segment_of_the_dead(tmp_path, HEADER + b"".join(lines))
     with running_writer(spool_dir=tmp_path, capacity_bytes=1_000_000) as writer:
         down.wait_for_requests(4)
-        assert writer._held_bytes <= 3_000_000
+        assert writer._backlog.held_bytes <= 3_000_000
         down.healthy()
         assert writer.drain_spool(30)
     assert numbers_in(down) == list(range(100))
@@ -598,18 +598,59 @@ def test_the_survey_tells_what_is_in_each_file(tmp_path: Path) -> None:
         spool.strike([own])
     assert content(tmp_path) == before
     assert reports[0] == SegmentReport(
-        damaged, 5, is_locked=False, is_damaged=True, events=0,
-        size=damaged.stat().st_size, oldest=None,
+        damaged, 5, is_locked=False, is_set_aside=True, events=0,
+        size=damaged.stat().st_size, oldest=None, damaged_bytes=7, error=None,
     )  # fmt: skip
     assert (reports[1].owner_pid, reports[1].is_locked) == (os.getpid(), True)
     assert (reports[1].events, reports[1].oldest) == (1, own["created_at"])
     assert reports[2] == SegmentReport(
-        dead, 77, is_locked=False, is_damaged=False, events=3,
+        dead, 77, is_locked=False, is_set_aside=False, events=3,
         size=dead.stat().st_size, oldest="2025-01-01T00:00:00.000000+00:00",
+        damaged_bytes=7, error=None,
     )  # fmt: skip
     assert reports[3] == SegmentReport(
-        odd, None, is_locked=False, is_damaged=False, events=0, size=0, oldest=None
-    )
+        odd, None, is_locked=False, is_set_aside=False, events=0, size=0, oldest=None,
+        damaged_bytes=0, error=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "damaged_bytes"),
+    [
+        (HEADER + line(1), 0),
+        (HEADER + line(1) + line(2)[:-9], 0),
+        (HEADER[:-9], 0),
+        (HEADER + line(1)[:-9] + b"\n" + line(2), len(line(1)) - 9),
+        (HEADER + b" " * 50 + b"\n" + line(2), 0),
+        (b"garbage", 7),
+        (b"\ngarbage", 7),
+        (bytes(5000), 5000),
+        (encode_line({"lorc_eventlog_spool": 2}), len(HEADER) - 1),
+    ],
+    ids=[
+        "whole", "last line cut off by a kill", "header cut off by a kill", "line cut off between",
+        "struck off", "garbage", "garbage after a line break", "zeros", "of a later version",
+    ],
+)  # fmt: skip
+def test_the_survey_tells_damage_from_what_a_kill_leaves(
+    tmp_path: Path, content: bytes, damaged_bytes: int
+) -> None:
+    segment_of_the_dead(tmp_path, content)
+    (report,) = survey(tmp_path)
+    assert (report.damaged_bytes, report.error) == (damaged_bytes, None)
+
+
+def test_the_survey_goes_on_where_something_is_no_file(tmp_path: Path) -> None:
+    segment_of_the_dead(tmp_path, HEADER + line(1), name="1-1-a")
+    (tmp_path / "a.events").mkdir()
+    os.mkfifo(tmp_path / "b.events")
+    (tmp_path / "c.events").symlink_to("nowhere")
+    reports = survey(tmp_path)
+    assert [(report.path.name, report.events, report.error) for report in reports] == [
+        ("1-1-a.events", 1, None),
+        ("a.events", 0, "Is a directory"),
+        ("b.events", 0, "Illegal seek"),
+    ]
 
 
 def test_a_survey_of_no_directory_is_an_error(tmp_path: Path) -> None:

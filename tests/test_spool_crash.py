@@ -156,7 +156,7 @@ def test_an_outage_longer_than_memory_keeps_memory_flat_and_the_order(
         submit_events(writer, range(events - 5000, events))
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert writer._held <= 1000
+        assert writer._backlog.held <= 1000
         assert after < 2 * before + 1_000_000
         assert writer.stats().buffered == events
         scripted.healthy()

@@ -57,7 +57,7 @@ def answer_table(
     """Let ``client`` find this table, as BigQuery describes tables."""
     reference = {"projectId": "test-project", "datasetId": "dataset", "tableId": "events"}
     table = bigquery.Table.from_api_repr({"tableReference": reference, **answer})
-    monkeypatch.setattr(client, "get_table", lambda _: table)
+    monkeypatch.setattr(client, "get_table", lambda _, **__: table)
 
 
 # The environment
@@ -69,7 +69,7 @@ def answer_table(
         ("dataset", "events", None),
         ("my-project.data_1", "events", "my-project"),
         ("example.com:my-project.data", "events", "example.com:my-project"),
-        ("dataset", "my events-2025 $20250101", None),
+        ("dataset", "my events-2025$20250101", None),
         ("dataset", "события", None),
         ("dataset", "e", None),
     ],
@@ -99,6 +99,9 @@ def test_the_environment_names_the_table(
         ("dataset", " ", "^EVENTS_BQ_TABLE is ' ': "),
         ("dataset", "a.events", "^EVENTS_BQ_TABLE is 'a.events': it must be the name of a table"),
         ("dataset", "`events`", "^EVENTS_BQ_TABLE is '`events`': "),
+        ("dataset", "$20250101", "^EVENTS_BQ_TABLE is '.20250101': "),
+        ("dataset", "events$", "^EVENTS_BQ_TABLE is 'events.': "),
+        ("dataset", "events$x", "^EVENTS_BQ_TABLE is 'events.x': "),
     ],
 )
 def test_an_environment_that_names_no_table_is_a_runtime_error_that_says_so(
@@ -360,7 +363,7 @@ def test_what_is_no_table_is_told_and_nothing_else(
 def test_what_bigquery_does_not_let_us_see_is_its_own_error(
     client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(name: str) -> None:
+    def refuse(name: str, **_: object) -> None:
         raise Forbidden(f"Access Denied: Table {name}")  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr(client, "get_table", refuse)
