@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks import arms
 from benchmarks.events import KILOBYTES, make_payload
 from benchmarks.figures import ratio, spread
-from benchmarks.server import environment, running_server
+from benchmarks.server import Remote, environment, running_server
 
 BURST = 300
+DELIVER_NOTHING = {"null handler", "QueueHandler", "structlog"}
 ARMS: dict[str, arms.Opener] = {
     "null handler": arms.null_handler,
     "QueueHandler": arms.queue_handler,
@@ -33,25 +34,33 @@ def measure(*, rounds: int) -> dict[str, Any]:
         opened = {name: make(server.url) for name, make in ARMS.items()}
         try:
             return {
-                str(kilobytes): _one_payload(opened, kilobytes, rounds) for kilobytes in KILOBYTES
+                str(kilobytes): _one_payload(opened, kilobytes, rounds, server)
+                for kilobytes in KILOBYTES
             }
         finally:
             for arm in opened.values():
                 arm.close()
 
 
-def _one_payload(opened: dict[str, arms.Arm], kilobytes: float, rounds: int) -> dict[str, Any]:
+def _one_payload(
+    opened: dict[str, arms.Arm], kilobytes: float, rounds: int, server: Remote
+) -> dict[str, Any]:
     payload = make_payload(kilobytes)
     times: dict[str, list[float]] = {name: [] for name in opened}
     warm_up = 1 + rounds // 10
     for number in range(warm_up + rounds):
         for name, arm in opened.items():
             arguments = arm.arguments(payload)
+            server.reset()
             gc.collect()
             started = time.perf_counter()
             arms.log_events(arm, arguments, BURST)
             seconds = time.perf_counter() - started
             arm.settle()
+            arrived = server.stats()["events"]
+            if arrived != BURST and name not in DELIVER_NOTHING:
+                msg = f"{name}: {arrived} of {BURST} events arrived"
+                raise RuntimeError(msg)
             if number >= warm_up:
                 times[name].append(seconds / BURST * 1e6)
     own = times["lorc_eventlog"]

@@ -18,14 +18,15 @@ from benchmarks.server import ROOT, Remote, environment, running_server
 
 BUFFERED = (0, 10_000, 90_000)
 BURST = 100
+OPTIONS = {"capacity": 200_000, "capacity_bytes": 2**30, "close_timeout": 0.5}
 
 
 def measure(*, rounds: int, events: list[int]) -> dict[str, Any]:
     """Return the call by how many events wait, and CPU for an event by how many there are."""
-    with running_server() as server:
+    with running_server() as server, running_server() as silent:
         cpu = _cpu_by_events(server, max(3, rounds // 10), events)
-        server.script(then="hang")
-        program = [sys.executable, "-m", "benchmarks.growth", str(rounds), server.url]
+        silent.script(then="hang")
+        program = [sys.executable, "-m", "benchmarks.growth", str(rounds), server.url, silent.url]
         answer = subprocess.run(
             program, check=False, capture_output=True, text=True, cwd=ROOT, env=environment(server)
         )
@@ -45,26 +46,31 @@ def _cpu_by_events(server: Remote, rounds: int, events: list[int]) -> dict[str, 
                 )
     first = spread(times[events[0]])[0]
     return {
-        str(count): {"microseconds": spread(values), "first": spread([v / first for v in values])}
+        str(count): {
+            "microseconds": spread(values),
+            "first": spread([v / first for v in values]),
+            "processes": len(values),
+        }
         for count, values in times.items()
     }
 
 
-def call_by_buffered(rounds: int, server: Remote) -> dict[str, Any]:
-    """Log in turn into buffers of which nothing leaves, because the server does not answer."""
+def call_by_buffered(rounds: int, server: Remote, silent: Remote) -> dict[str, Any]:
+    """Log in turn into a buffer that is emptied, and others whose server does not answer."""
     payload = make_payload(0.2)
-    filled = {
-        count: arms.ours(
-            server.url, name=f"ours{count}", capacity=200_000, capacity_bytes=2**30, close_timeout=0
-        )
-        for count in BUFFERED
-    }
+    filled = {}
+    for count in BUFFERED:
+        where = silent if count else server
+        os.environ.update(environment(where))
+        filled[count] = arms.ours(where.url, name=f"ours{count}", **OPTIONS)
+        arms.log_events(filled[count], filled[count].arguments(payload), count or BURST)
+        time.sleep(1.0)  # until it has made its client, from the environment
     times: dict[int, list[float]] = {count: [] for count in BUFFERED}
-    for count, arm in filled.items():
-        arms.log_events(arm, arm.arguments(payload), count)
     for number in range(3 + rounds):
         for count, arm in filled.items():
             arguments = arm.arguments(payload)
+            if not count:
+                arm.settle()
             gc.collect()
             started = time.perf_counter()
             arms.log_events(arm, arguments, BURST)
@@ -81,8 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int)
     parser.add_argument("url")
+    parser.add_argument("silent_url")
     options = parser.parse_args()
-    print(json.dumps(call_by_buffered(options.rounds, Remote(options.url))), flush=True)
+    urls = Remote(options.url), Remote(options.silent_url)
+    print(json.dumps(call_by_buffered(options.rounds, *urls)), flush=True)
     os._exit(0)  # not the exit of a user: what waits is for nobody
 
 

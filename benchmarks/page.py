@@ -59,10 +59,11 @@ def _with_spread(figures: list[float], digits: int = 1) -> str:
 
 def _machine(results: Results) -> Iterable[str]:
     machine = results["machine"]
+    quick = sorted(results["quick"])
     yield (
         f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python "
         f"{machine['python']}"
-        + (", in a quick run that shows the form and little else." if results["quick"] else ".")
+        + (f"; {', '.join(quick)}: a quick run that shows the form." if quick else ".")
         + f" Versions: {', '.join(f'{n} {v}' for n, v in machine['packages'].items())}."
     )
 
@@ -172,6 +173,8 @@ def _sustained(results: Results) -> Iterable[str]:
         "p50, µs",
         "p99, µs",
         "p99.9, µs",
+        "slowest, ms",
+        "p99.9 from when it was due, ms",
         "holds",
     )
     control = sustained["control"]
@@ -179,11 +182,10 @@ def _sustained(results: Results) -> Iterable[str]:
         f"{control['rate']:,}, null handler",
         f"{control['seconds']:g}",
         *([""] * 4),
-        *(f"{control['call_microseconds'][name]:,.0f}" for name in ("p50", "p99", "p99.9")),
+        *_percentiles(control),
         "",
     )
     for run in (sustained["steady"], *sustained["tried"]):
-        call = run["call_microseconds"]
         yield _row(
             f"{run['rate']:,}",
             f"{run['seconds']:g}",
@@ -191,9 +193,16 @@ def _sustained(results: Results) -> Iterable[str]:
             f"{run['arrived']:,}",
             f"{run['largest_backlog']:,}",
             f"+{run['memory_growth_mb']:.0f}",
-            *(f"{call[name]:,.0f}" for name in ("p50", "p99", "p99.9")),
+            *_percentiles(run),
             "yes" if run["holds"] else "no",
         )
+
+
+def _percentiles(run: Results) -> Iterator[str]:
+    call = run["call_microseconds"]
+    yield from (f"{call[name]:,.0f}" for name in ("p50", "p99", "p99.9"))
+    yield f"{call['max'] / 1000:,.1f}"
+    yield f"{run['due_microseconds']['p99.9'] / 1000:,.1f}"
 
 
 def _growth(results: Results) -> Iterable[str]:
@@ -204,12 +213,13 @@ def _growth(results: Results) -> Iterable[str]:
             f"{count:,}", _with_spread(figures["microseconds"]), _with_spread(figures["empty"], 2)
         )
     yield ""
-    yield from _header("events in all", "CPU, µs an event", "÷ the first line's")
+    yield from _header("events in all", "CPU, µs an event", "÷ the first line's", "processes")
     for name, figures in results["growth"]["cpu_by_events"].items():
         yield _row(
             f"{int(name):,}",
             _with_spread(figures["microseconds"]),
             _with_spread(figures["first"], 2),
+            figures["processes"],
         )
 
 

@@ -102,8 +102,15 @@ def run_null(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
 
     arm = arms.null_handler(server.url)
     durations = array("d", bytes(8 * round(rate * seconds)))
-    _log_steadily(arm, arm.arguments(make_payload(0.2)), rate, durations, time.perf_counter())
-    return {"rate": rate, "seconds": seconds, "call_microseconds": percentiles(durations)}
+    lags = array("d", durations)
+    arguments = arm.arguments(make_payload(0.2))
+    _log_steadily(arm, arguments, rate, durations, lags, time.perf_counter())
+    return {
+        "rate": rate,
+        "seconds": seconds,
+        "call_microseconds": percentiles(durations),
+        "due_microseconds": percentiles(lags),
+    }
 
 
 def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
@@ -116,9 +123,10 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     server.reset()
     count = round(rate * seconds)
     durations = array("d", bytes(8 * count))
+    lags = array("d", durations)
     watch = _Watch(writer)
     started = time.perf_counter()
-    _log_steadily(arm, arguments, rate, durations, started)
+    _log_steadily(arm, arguments, rate, durations, lags, started)
     logging_took = time.perf_counter() - started
     settled = arm.settle()
     caught_up_after = time.perf_counter() - started - logging_took
@@ -136,6 +144,7 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
         "largest_backlog": watch.backlog,
         "memory_growth_mb": round((watch.memory - watch.memory_before) / 1e6, 1),
         "call_microseconds": percentiles(durations),
+        "due_microseconds": percentiles(lags),
         "caught_up_after_seconds": round(caught_up_after, 2),
         "holds": bool(
             settled
@@ -147,8 +156,14 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
 
 
 def _log_steadily(
-    arm: arms.Arm, arguments: dict[str, Any], rate: int, durations: array[float], started: float
+    arm: arms.Arm,
+    arguments: dict[str, Any],
+    rate: int,
+    durations: array[float],
+    lags: array[float],
+    started: float,
 ) -> None:
+    """Log, and note how long each call took, and how long after it was due it had returned."""
     log = arm.log
     clock = time.perf_counter
     logged = 0
@@ -158,7 +173,9 @@ def _log_steadily(
         for index in range(logged, due):
             before = clock()
             log(MESSAGE, **arguments)
-            durations[index] = clock() - before
+            after = clock()
+            durations[index] = after - before
+            lags[index] = max(0.0, after - started - index / rate)
         logged = due
         time.sleep(max(0.0, started + logged / rate - clock() - TICK))
 

@@ -324,7 +324,7 @@ def _is_proved(batch: Batch, seconds: float) -> bool:
 
 def _jitter(tries: int) -> float:
     """Exponential backoff with full jitter."""
-    import random  # takes a twentieth of the time of `import lorc_eventlog`
+    import random  # not with `import lorc_eventlog`, which it would slow down
 
     return random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16)))  # noqa: S311
 

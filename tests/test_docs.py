@@ -344,6 +344,7 @@ NOT_RUN = {
     "python -m tox": "runs these tests",
     "tox run -e bench": "takes a quarter of an hour, and a machine that does nothing else",
     "python -m benchmarks.faults": "takes minutes",
+    "python -m benchmarks.tricks": "is for an idle machine",
     "gunicorn": "does not end; test_frameworks.py runs it",
     "python examples/emulator.py": "does not end; the tests run it",
 }
