@@ -34,6 +34,7 @@ from conftest import Query
 from lorc_eventlog import __main__ as entry
 from lorc_eventlog import backlog, cli, drain, emit, emit_lines, lifetime, tail
 from lorc_eventlog.cli import commands
+from lorc_eventlog.insert import REQUEST_TIMEOUT
 from lorc_eventlog.query import run_query
 from lorc_eventlog.table import events_schema
 from scripted_bigquery import (
@@ -423,10 +424,15 @@ def test_check_says_where_the_project_is_from(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")  # noqa: PTH110
-def test_a_disk_that_is_full_is_said_in_a_line() -> None:
+@pytest.mark.parametrize("command", [["--help"], ["create-table", "--print-ddl"]])
+def test_a_disk_that_is_full_is_said_in_a_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENTS_BQ_DATASET", "data")
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events")
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         ended = subprocess.run(
-            [sys.executable, "-m", "lorc_eventlog", "--help"],
+            [sys.executable, "-m", "lorc_eventlog", *command],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -1482,14 +1488,18 @@ def test_emit_tells_what_bigquery_refuses_and_by_which_line(
     assert result.exit_code == 1
 
 
-@pytest.mark.parametrize("code", [400, 413, 500])
+@pytest.mark.parametrize(
+    ("code", "script"),
+    # The fifth request is then that of the line after it.
+    [(400, []), (413, [*[delay(0.0)] * 4, status(503)]), (500, [])],
+)
 def test_emit_finds_the_line_that_breaks_its_request(
-    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, code: int
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, code: int, script: list[Fault]
 ) -> None:
     for name in ("PATIENCE_WITH_A_ROW", "PATIENCE_IN_SILENCE", "FIRST_PAUSE"):
         monkeypatch.setattr(backlog, name, 0.01)
     scripted.refuse_request(lambda row: '"a":2' in row["payload"], code)
-    scripted.script(*[delay(0.0)] * 4, status(503))  # for the line after it
+    scripted.script(*script)
     result = emit_lines_of(LINES)
     assert re.fullmatch(rf"✗ line 2: {code}[^\n]+\n", result.stderr)
     stored = {json.loads(row["payload"])["a"]: row["event_id"] for row in scripted.rows}
@@ -1543,7 +1553,7 @@ def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
     scripted.always(fault)
     started = time.monotonic()
     result = emit_lines_of('{"a": 1}')
-    assert time.monotonic() - started < emit_lines.REQUEST_TIMEOUT / 2
+    assert time.monotonic() - started < REQUEST_TIMEOUT / 2
     said = f"✗ line 1 {what} in BigQuery, no line after 1 is: "
     assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
     assert (result.stdout, result.exit_code) == ("", 1)
