@@ -80,10 +80,10 @@ class EventWriter:
     (daemons, started with the first event and, under load, up to eight) take batches and send
     them. At exit, when no thread can be started, the thread that flushes sends.
 
-    Lock: ``_lock`` guards every field below it in ``__init__``, the backlog included. It is
+    Lock: ``_lock`` guards every field below it in ``_begin``, the backlog included. It is
     re-entrant, because a signal handler may log in the middle of a log call. It is never held
-    over the network or a callback. Two conditions share it: ``_work`` wakes senders, ``_progress``
-    wakes those who wait for a flush or for room.
+    over the network, a callback or a fork, whose child begins with a new one. Two conditions
+    share it: ``_work`` wakes senders, ``_progress`` wakes those who wait for a flush or for room.
 
     Args:
         bq_client: A ``google.cloud.bigquery.Client``; None makes one in the background, on first
