@@ -114,11 +114,6 @@ class Backlog:
         """Whether fresh rows need not wait for more."""
         return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= MAX_REQUEST_BYTES
 
-    @property
-    def waits_for_nobody(self) -> bool:
-        """Whether a sender must be told of the next row, because none would look for it."""
-        return not (self.fresh or self.is_watched)
-
     def add(self, row: Row, size: int) -> bool:
         """Take a fresh row of ``size`` bytes; whether it makes a batch full.
 

@@ -10,7 +10,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PATIENCE = 1.0
 """Seconds. A fork that holds the lock may wait for a lock of the thread that opens a file."""

@@ -238,7 +238,12 @@ class EventWriter:
         size = row_bytes(row)
         # Not acquire() and try: a signal handler that raises in between would leave it locked.
         with self._lock:
-            if self._spool is None and self._has_room(size):
+            backlog = self._backlog
+            if (
+                self._spool is None
+                and backlog.held < self._capacity
+                and backlog.held_bytes + size <= self._capacity_bytes
+            ):
                 self._hold(row, size)
                 if self._exit_deadline is None:
                     return
@@ -261,15 +266,12 @@ class EventWriter:
                 self._spool = self._make_spool()
                 self._look_for_events_of_the_dead()
 
-    def _has_room(self, size: int) -> bool:
-        backlog = self._backlog
-        return backlog.held < self._capacity and backlog.held_bytes + size <= self._capacity_bytes
-
     def _hold(self, row: Row, size: int) -> None:
+        backlog = self._backlog
         # First, so that a call that a signal handler ends leaves no row that nobody looks for.
-        if self._backlog.waits_for_nobody or not self._senders:
+        if not (backlog.fresh or backlog.is_watched) or not self._senders:
             self._wake_sender()
-        if self._backlog.add(row, size):
+        if backlog.add(row, size):
             if self._idle_senders:
                 self._wake_sender()
             else:  # all wait for BigQuery, which may take its time
@@ -283,14 +285,17 @@ class EventWriter:
                 return
 
     def _keep(self, row: Row, size: int, line: bytes) -> bool:
-        has_room = self._has_room(size)
+        backlog = self._backlog
+        has_room = (
+            backlog.held < self._capacity and backlog.held_bytes + size <= self._capacity_bytes
+        )
         spool = self._spool
         if spool is not None:
             if spool.is_full(line):
                 return False
             in_memory = has_room and not spool.unread
             if spool.append(row, line, in_memory=in_memory) and not in_memory:
-                if not self._backlog.held:  # else a sender comes by when there is room
+                if not backlog.held:  # else a sender comes by when there is room
                     self._wake_sender()
                 return True
         if not has_room:
