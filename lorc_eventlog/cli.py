@@ -201,7 +201,7 @@ def check(ctx: click.Context, *, write: bool, as_json: bool) -> None:
 def create_table(
     ctx: click.Context, *, location: str | None, deduplicated_view: bool, print_ddl: bool
 ) -> None:
-    """Create the events table, and its dataset, unless they are there.
+    """Create the events table and its dataset, unless they exist.
 
     The table is partitioned by the day of ingestion and clustered by event_type and source. What
     is there is left as it is.
@@ -460,7 +460,7 @@ def emit_events(
     correlation_id: str | None,
     subject_id: str | None,
 ) -> None:
-    """Write an event of the type TYPE, from a shell script or cron.
+    """Write an event of the type TYPE, as from cron or a script.
 
     Prints the event_id of each event that BigQuery has, in the order of the input. Standard error
     names the lines that are not there; nothing is sent any more when the command has ended.
@@ -519,7 +519,7 @@ def emit_events(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show_spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
-    """Show the events that wait on disk in DIR, the spool_dir of some handlers.
+    """Show the events that wait on disk in DIR, a spool_dir.
 
     With --drain, deliver them, but for those of living processes, which do it themselves. What
     BigQuery does not take for a minute stays on disk.
