@@ -25,6 +25,9 @@ MAX_PAUSE = 60.0
 """Seconds at most between two tries in an outage."""
 
 FIRST_PAUSE = 0.25
+LAST_PAUSE = 1.0
+"""Seconds at most between two tries when the process ends, and has no time for longer ones."""
+
 TRIES_BEFORE_SCOUT = 2
 """So often must a batch fail until one of its rows goes alone, to see whether any passes."""
 
@@ -92,6 +95,7 @@ class Backlog:
         self._skipped = 0
         self._in_flight: set[Batch] = set()
         self._again: list[Batch] = []
+        self._longest_pause = MAX_PAUSE
         self._failures = 0
         self._failed_at = 0.0
         self._resume_at = 0.0
@@ -218,7 +222,7 @@ class Backlog:
         self._passes += 1
         self._failures = 0
         if again:
-            due = now + _jitter(batch.tries)
+            due = now + self._jitter(batch.tries)
             self._again.append(
                 Batch(again, position=batch.position, tries=batch.tries + 1, due=due)
             )
@@ -271,7 +275,8 @@ class Backlog:
         self._in_flight.discard(batch)
         batch.due = now  # in an outage, the pause is for all
         if may_be_the_rows:
-            batch.due += _jitter(2 if proof else min(batch.tries, 4) if silence else batch.tries)
+            tries = 2 if proof else min(batch.tries, 4) if silence else batch.tries
+            batch.due += self._jitter(tries)
         self._again.append(batch)
         return False
 
@@ -284,7 +289,21 @@ class Backlog:
         if started >= self._failed_at:
             self._failures += 1
             self._failed_at = now
-            self._resume_at = now + _jitter(self._failures)
+            self._resume_at = now + self._jitter(self._failures)
+
+    def _jitter(self, tries: int) -> float:
+        """Exponential backoff with full jitter."""
+        import random  # not with `import lorc_eventlog`, which it would slow down
+
+        longest = min(self._longest_pause, MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+        return random.uniform(0, longest)  # noqa: S311
+
+    def hasten(self, now: float) -> None:
+        """The process ends: try at once, and go on with short pauses."""
+        self._longest_pause = LAST_PAUSE
+        self._resume_at = now
+        for batch in self._again:
+            batch.due = now
 
     def _has_scout(self) -> bool:
         return any(len(batch.rows) == 1 and batch.tries < TRIES_OF_A_SCOUT for batch in self._again)
@@ -315,13 +334,6 @@ def _is_proved(batch: Batch, seconds: float) -> bool:
     return (batch.proofs >= PROOFS_AGAINST_A_ROW and seconds >= PATIENCE_WITH_A_ROW) or (
         batch.failures_in_silence >= FAILURES_IN_SILENCE and seconds >= PATIENCE_IN_SILENCE
     )
-
-
-def _jitter(tries: int) -> float:
-    """Exponential backoff with full jitter."""
-    import random  # not with `import lorc_eventlog`, which it would slow down
-
-    return random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16)))  # noqa: S311
 
 
 def row_bytes(row: Row) -> int:

@@ -52,6 +52,7 @@ def _finish_all(**_: object) -> None:
     ending = _living_writers()
     for writer in ending:
         with writer._lock:
+            writer._backlog.hasten(started)
             writer._hurry()
     for writer in ending:
         writer._finish(started + writer.close_timeout)

@@ -13,6 +13,7 @@ from lorc_eventlog import backlog as backlog_module
 from lorc_eventlog.backlog import (
     FAILURES_IN_SILENCE,
     FIRST_PAUSE,
+    LAST_PAUSE,
     MAX_PAUSE,
     MAX_REQUEST_BYTES,
     PATIENCE_IN_SILENCE,
@@ -100,6 +101,24 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+# When the process ends
+
+
+def test_at_the_end_of_the_process_it_is_tried_at_once_and_then_every_second(
+    clock: Clock,
+) -> None:
+    clock.add(0)
+    clock.flush()
+    for _ in range(8):
+        clock.fail(clock.take_next(), may_be_the_rows=False)
+    assert clock.pause() > 30
+    clock.backlog.hasten(clock.now)
+    for _ in range(5):
+        clock.fail(clock.take(), may_be_the_rows=True)
+        assert 0 < clock.pause() <= LAST_PAUSE
+        clock.now += LAST_PAUSE
 
 
 # When a batch is sent

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from delivery import PRIVATE, numbers_in, run_program, running_writer, start_program
-from scripted_bigquery import ScriptedBigQuery, hang
+from scripted_bigquery import ScriptedBigQuery, hang, status
 
 WAYS = {
     "end of the script": (0, range(30)),
@@ -31,11 +31,18 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_all_is_delivered(scripted: ScriptedBigQuery, way: str) -> None:
-    status, numbers = WAYS[way]
-    said = run_program("exits.py", way, status=status)
+    code, numbers = WAYS[way]
+    said = run_program("exits.py", way, status=code)
 
     assert numbers_in(scripted) == list(numbers)
     assert "ValueError: unhandled" in said if way == "an exception" else said == ""
+
+
+def test_a_short_outage_at_the_exit_loses_nothing(scripted: ScriptedBigQuery) -> None:
+    """The pauses between the tries are then a second at most."""
+    scripted.script(*[status(503)] * 6)
+    assert "BigQuery does not take events" in run_program("exits.py", "end of the script")
+    assert numbers_in(scripted) == list(range(30))
 
 
 def test_sigterm_with_two_lines_is_an_orderly_exit(scripted: ScriptedBigQuery) -> None:
