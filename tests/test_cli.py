@@ -630,6 +630,14 @@ def test_check_writes_an_event_and_queries_it_back(query: Query) -> None:
     assert result.exit_code == 0
 
 
+@pytest.mark.usefixtures("events_table")
+def test_check_queries_until_the_event_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([[], [], [{"f0_": 1}]])
+    monkeypatch.setattr("lorc_eventlog.check.run_query", lambda *_: next(answers))
+    assert steps(run("check", "--write"))["found"].startswith("✓ a query finds it ")
+    assert next(answers, None) is None
+
+
 @pytest.mark.usefixtures("gated_table")
 def test_check_says_that_no_query_finds_the_event(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
