@@ -295,7 +295,7 @@ class Backlog:
         """Exponential backoff with full jitter."""
         import random  # not with `import lorc_eventlog`, which it would slow down
 
-        longest = min(self._longest_pause, MAX_PAUSE, FIRST_PAUSE * 2.0 ** min(tries, 16))
+        longest = min(self._longest_pause, FIRST_PAUSE * 2.0 ** min(tries, 16))
         return random.uniform(0, longest)  # noqa: S311
 
     def hasten(self, now: float) -> None:
