@@ -6,6 +6,7 @@ import copy
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.table import events_project
@@ -25,6 +26,11 @@ the writer's fork hook takes this lock first.
 """
 
 _abandoned: list[Any] = []
+_NEW_LOCKS: dict[type, Callable[[], object]] = {
+    type(threading.Lock()): threading.Lock,
+    type(threading.RLock()): threading.RLock,
+}
+_SESSION_MODULES = ("google.auth", "google.oauth2", "requests.", "http.cookiejar")
 
 
 def open_client() -> Client:
@@ -58,7 +64,7 @@ def open_client() -> Client:
 
 
 def renew_connections(client: Client) -> None:
-    """Leave the parent's sockets to the parent: called in the child after a fork.
+    """Leave the parent's sockets and locks to the parent: called in the child after a fork.
 
     A copied requests adapter keeps its settings and starts with no connection. The old one is
     kept for ever, because closing it takes locks that a thread of the parent may have held.
@@ -73,3 +79,24 @@ def renew_connections(client: Client) -> None:
             for prefix, adapter in list(owner.adapters.items()):
                 _abandoned.append(adapter)
                 owner.mount(prefix, copy.copy(adapter))
+    _renew_locks(session, set())
+
+
+def _renew_locks(owner: object, seen: set[int]) -> None:
+    """Renew those of the session, its cookies and credentials, and of what they consist of.
+
+    Each answer takes the lock of the cookies. One that a thread of the parent held at the fork
+    would stop all senders of the child, except one that happens to get that thread's number.
+    """
+    seen.add(id(owner))
+    attributes = getattr(owner, "__dict__", {})
+    for name, value in list(attributes.items()):
+        new_lock = _NEW_LOCKS.get(type(value))
+        if new_lock is not None:
+            attributes[name] = new_lock()
+        elif id(value) not in seen and _is_of_the_session(value):
+            _renew_locks(value, seen)
+
+
+def _is_of_the_session(value: object) -> bool:
+    return any(kind.__module__.startswith(_SESSION_MODULES) for kind in type(value).__mro__)

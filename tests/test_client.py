@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import bigquery
+from requests.cookies import RequestsCookieJar
 
 from lorc_eventlog import emit
 from lorc_eventlog.client import open_client, renew_connections
@@ -133,3 +136,28 @@ def test_where_requests_was_never_imported_there_is_nothing_to_renew(
     monkeypatch.delitem(sys.modules, "requests")
     renew_connections(client)
     assert client._http.get_adapter("https://") is before
+
+
+def test_locks_of_the_session_its_cookies_and_its_credentials_are_new_in_a_child(
+    client: bigquery.Client,
+) -> None:
+    class CallersCookies(RequestsCookieJar):
+        pass
+
+    session = client._http
+    session.cookies = CallersCookies()
+    session.credentials._callers = session  # a circle
+    session.credentials._a_lock = threading.Lock()
+    foreign = session.credentials._foreign = {"lock": threading.Lock()}
+    owners: list[tuple[Any, str]] = [
+        (session.cookies, "_cookies_lock"),
+        (session._auth_request.session.cookies, "_cookies_lock"),
+        (session.credentials, "_a_lock"),
+    ]
+    before = [getattr(owner, name) for owner, name in owners]
+    its_lock = foreign["lock"]
+    renew_connections(client)
+    after = [getattr(owner, name) for owner, name in owners]
+    assert [type(lock) for lock in after] == [type(lock) for lock in before]
+    assert not {id(lock) for lock in before} & {id(lock) for lock in after}
+    assert foreign["lock"] is its_lock

@@ -388,6 +388,35 @@ def test_a_child_forgets_the_writers_that_only_the_parent_keeps(client: bigquery
         assert fork_and_wait(lambda: not lifetime.unclosed) == 0
 
 
+def test_a_child_does_not_wait_for_a_lock_of_the_client_that_a_thread_of_the_parent_held(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    """Senders take the lock of the session's cookies with each answer."""
+    cookies = client._http.cookies
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cookies._cookies_lock:
+            held.set()
+            end.wait(30)
+
+    holder = threading.Thread(target=hold)
+    with running_writer(client, flush_interval=0.01) as writer:
+        holder.start()
+        assert held.wait(10)
+
+        def in_child() -> bool:
+            threading.stack_size(1 << 20)  # so that no sender gets the number of the holder
+            writer.submit(make_event(1))
+            return writer.flush(10)
+
+        status_of_child = fork_and_wait(in_child)
+        end.set()
+        holder.join()
+    assert status_of_child == 0
+    assert numbers_in(scripted) == [1]
+
+
 def test_a_writer_without_a_client_opens_another_in_the_child(scripted: ScriptedBigQuery) -> None:
     writer = EventWriter(flush_interval=0.01)
     writer.submit(make_event(0))
