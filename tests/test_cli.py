@@ -761,7 +761,8 @@ def test_create_table_refuses_a_location_that_the_ddl_cannot_name() -> None:
 def test_create_table_does_not_wait_for_ever(
     what: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorc_eventlog.table.PATIENCE", 0.1)
+    # Also how long the emulator may take for its answer to the first request.
+    monkeypatch.setattr("lorc_eventlog.table.PATIENCE", 3.0)
     gate.refuse(f"(GET|POST) .*/{what}", 503, "backendError", "Error encountered")
     result = run("create-table")
     assert result.stderr.startswith("✗ 503 backendError: Error encountered\n  → try again: ")
