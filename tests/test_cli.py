@@ -1572,7 +1572,7 @@ def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
 def test_emit_names_each_line_that_bigquery_puts_off(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emit_lines, "PATIENCE", 0.5)
+    monkeypatch.setattr(emit_lines, "PATIENCE", 2.0)
     scripted.refuse_row(lambda row: '"a":2' not in row["payload"], reason="backendError")
     result = emit_lines_of(LINES)
     assert result.stderr == (
@@ -1770,7 +1770,7 @@ def test_drain_gives_up_after_a_while_and_loses_nothing(
     scripted: ScriptedBigQuery, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_by_a_dead_process(spool_dir, 3)
-    monkeypatch.setattr(drain, "PATIENCE", 0.5)
+    monkeypatch.setattr(drain, "PATIENCE", 2.0)
     scripted.always(status(403))
     result = run("spool", str(spool_dir), "--drain")
     assert "✗ BigQuery takes no events: 403 accessDenied: " in result.stderr
@@ -1787,7 +1787,7 @@ def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: 
     code = """if True:
         import sys
         from lorc_eventlog import cli, drain
-        drain.PATIENCE = 0.5
+        drain.PATIENCE = 2.0
         cli.commands(["spool", sys.argv[1], "--drain"])
     """
     with subprocess.Popen(
