@@ -264,10 +264,11 @@ def test_django_under_uvicorn_delivers_with_the_application_of_the_page(
 @pytest.fixture
 def celery_folder(tmp_path: Path, at_its_end: Callable[..., Path]) -> Path:
     """A folder with the example and the settings of a broker that is a folder."""
-    (tmp_path / "broker").mkdir()
+    for folder in ("broker", "outbox"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "celeryconfig.py").write_text(
         'broker_url = "filesystem://"\n'
-        'broker_transport_options = {"data_folder_in": "broker", "data_folder_out": "broker",\n'
+        'broker_transport_options = {"data_folder_in": "broker", "data_folder_out": "outbox",\n'
         '                            "control_folder": "broker", "polling_interval": 0.05}\n'
     )
     return at_its_end("celery_app.py")
@@ -285,7 +286,11 @@ BY_CONFIG = {"CELERY_LOADER": "default"}  # reads celeryconfig.py
 
 
 def send_reports(folder: Path) -> list[str]:
-    """Send tasks, and give their ids."""
+    """Send tasks, and give their ids.
+
+    They are moved to the broker when they are whole: its reader takes them as soon as they are
+    opened, and may find them empty.
+    """
     program = f"import main\nfor n in range({ORDERS}): print(main.send_report.delay(n).id)"
     sent = subprocess.run(
         [sys.executable, "-c", program],
@@ -296,6 +301,8 @@ def send_reports(folder: Path) -> list[str]:
         timeout=30,
         check=True,
     )
+    for task in sorted((folder / "outbox").glob("*.celery.msg")):
+        task.rename(folder / "broker" / task.name)
     return sent.stdout.split()
 
 
