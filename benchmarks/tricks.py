@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import orjson
 
 from benchmarks.events import make_payload
-from lorc_eventlog import event_client
-from lorc_eventlog.insert import encode_request
+from lorc_eventlog.bigquery.insert_all import encode_request
+from lorc_eventlog.events import envelope as event_client
 
 ROWS = 500
 

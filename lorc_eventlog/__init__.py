@@ -3,11 +3,12 @@
 PYTEST_DONT_REWRITE: pytest, which finds our plugin, would warn where this is imported before.
 """
 
-from lorc_eventlog.event_client import Envelope, build_envelope, emit
-from lorc_eventlog.handler import BigQueryEventHandler
-from lorc_eventlog.processor import BigQueryEventProcessor
-from lorc_eventlog.table import check_events_table, create_events_table
-from lorc_eventlog.writer import EventWriter, WriterStats
+from lorc_eventlog.adapters.handler import BigQueryEventHandler
+from lorc_eventlog.adapters.processor import BigQueryEventProcessor
+from lorc_eventlog.bigquery.table import check_events_table, create_events_table
+from lorc_eventlog.delivery.synchronous import emit
+from lorc_eventlog.delivery.writer import EventWriter, WriterStats
+from lorc_eventlog.events.envelope import Envelope, build_envelope
 
 __all__ = [
     "BigQueryEventHandler",

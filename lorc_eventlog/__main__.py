@@ -9,7 +9,7 @@ import sys
 def main() -> None:
     """Run the command line; :mod:`lorc_eventlog.cli` says what it can do."""
     try:
-        from lorc_eventlog.cli import commands
+        from lorc_eventlog.cli.app import commands
     except ModuleNotFoundError as missing:
         if missing.name not in {"click", "rich"}:
             raise

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorc_eventlog import capture
-from lorc_eventlog.event_client import Envelope, Row, to_envelope
+from lorc_eventlog.events import capture
+from lorc_eventlog.events.envelope import Envelope, Row, to_envelope
 
 __all__ = ["capture_events"]
 

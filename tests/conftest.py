@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
-from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
+from clients import Query, make_client
 from emulator import running_emulator
 from lorc_eventlog import create_events_table
 from scripted_bigquery import ScriptedBigQuery
 
 # A shell in the background starts programs with SIGINT ignored, and ours would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-Query = Callable[[str], list[dict[str, Any]]]
-
-
-def make_client(url: str) -> bigquery.Client:
-    """Make a client that needs no credentials and talks to ``url``."""
-    return bigquery.Client(
-        project="test-project",
-        credentials=AnonymousCredentials(),
-        client_options={"api_endpoint": url},
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from lorc_eventlog import BigQueryEventHandler, backlog
+from lorc_eventlog import BigQueryEventHandler
+from lorc_eventlog.delivery import queue as backlog
 
 if TYPE_CHECKING:
     from google.cloud import bigquery

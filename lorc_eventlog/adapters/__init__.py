@@ -1,0 +1,1 @@
+"""Adapters: a log call becomes a row."""

@@ -1,0 +1,100 @@
+"""What the handler and the processor share: the writer behind them and how it is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.delivery.options import check, has_method
+from lorc_eventlog.delivery.synchronous import ForegroundWriter
+from lorc_eventlog.delivery.writer import EventWriter
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+
+_OPTIONS_OF_A_WRITER = EventWriter.__init__.__kwdefaults__ or {}
+
+
+class Adapter:
+    """Base of everything that turns log calls into events.
+
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one on first use.
+        source: The ``source`` of events that name none.
+        background: True delivers by threads; False sends each event in the call, as ``emit``
+            does, for scripts and serverless functions.
+        writer: An ``EventWriter`` to share with other adapters, instead of one of its own.
+        writer_options: Options of the ``EventWriter`` that is made.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: An option has a value that it cannot have, or belongs to a writer that is
+            given or not there.
+        TypeError: There is no such option.
+    """
+
+    def __init__(
+        self,
+        bq_client: Client | None = None,
+        *,
+        source: str | None = None,
+        background: bool = True,
+        writer: EventWriter | None = None,
+        **writer_options: Any,
+    ) -> None:
+        _check_options(writer_options)
+        check(
+            source is None or (source != "" and isinstance(source, str)),
+            "source",
+            source,
+            "a string that is not empty",
+        )
+        check(isinstance(background, bool), "background", background, "true or false")
+        check(
+            writer is None or has_method(writer, "submit_row"),
+            "writer",
+            writer,
+            "an EventWriter (in a dictConfig: ext://package.writer)",
+        )
+        self.source = source
+        self.writer: EventWriter | ForegroundWriter
+        if writer is not None:
+            _refuse("a writer is given, so that it decides", bq_client, writer_options)
+            self.writer = writer
+        elif background:
+            self.writer = EventWriter(bq_client, **writer_options)
+        else:
+            _refuse("background is false, so that there is no buffer", None, writer_options)
+            self.writer = ForegroundWriter(bq_client)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Send what is buffered and wait until it is settled.
+
+        Args:
+            timeout: Seconds to wait at most. None waits for at most ``close_timeout``, because
+                ``logging.shutdown`` and ``dictConfig`` call it so, and must not hang in an outage.
+
+        Returns:
+            Whether everything logged before the call is in BigQuery, or was given up and
+            reported.
+        """
+        return self.writer.flush(self.writer.close_timeout if timeout is None else timeout)
+
+    def close(self) -> None:
+        """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered."""
+        self.writer.close()
+
+
+def _check_options(writer_options: dict[str, Any]) -> None:
+    unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
+    if unknown:
+        options = ["bq_client", "source", "background", "writer", *_OPTIONS_OF_A_WRITER]
+        msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
+        raise TypeError(msg)
+
+
+def _refuse(why: str, bq_client: Client | None, writer_options: dict[str, Any]) -> None:
+    unused = sorted(writer_options) + (["bq_client"] if bq_client is not None else [])
+    if unused:
+        msg = f"{', '.join(unused)} would have no effect: {why}"
+        raise ValueError(msg)

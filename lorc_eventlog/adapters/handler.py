@@ -1,0 +1,147 @@
+"""The adapter for the standard library: a log record becomes an envelope."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.adapters.base import Adapter
+from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
+from lorc_eventlog.events.envelope import draft_at
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+    from lorc_eventlog.delivery.writer import EventWriter
+
+
+class BigQueryEventHandler(Adapter, logging.Handler):
+    """Sends every record that carries ``event_type`` to BigQuery; all others pass by.
+
+    The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
+    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them. None is as good as
+    missing; a missing payload is ``{}``. ``created_at`` is the record's own time.
+
+    The handler has no lock of its own, unlike other handlers: the writer needs none around it,
+    and so a log call never waits for another thread's.
+
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one on first use.
+        level: As for every handler.
+        source: The ``source`` of records that carry none.
+        background: True delivers by threads; False sends each event in the call.
+        writer: An ``EventWriter`` to share with other adapters.
+        writer_options: Options of :class:`~lorc_eventlog.EventWriter`; each a JSON value, but for
+            ``on_dead_letter``, which a dictConfig names by ``ext://``.
+
+    Attributes:
+        writer: Its ``EventWriter``, whose ``stats()`` tell what became of the events; with
+            ``background=False`` one that has the same methods and no buffer.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: An option has a value that it cannot have.
+        TypeError: There is no such option.
+    """
+
+    def __init__(
+        self,
+        bq_client: Client | None = None,
+        level: int | str = logging.NOTSET,
+        *,
+        source: str | None = None,
+        background: bool = True,
+        writer: EventWriter | None = None,
+        **writer_options: Any,
+    ) -> None:
+        Adapter.__init__(
+            self, bq_client, source=source, background=background, writer=writer, **writer_options
+        )
+        logging.Handler.__init__(self, level)
+
+    def createLock(self) -> None:  # noqa: N802  logging's name
+        """Have no lock; see the class."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]
+        """Filter and emit ``record``, without a lock around it."""
+        if self.filters:
+            verdict: Any = self.filter(record)
+            if not verdict:
+                return False
+            # Filters may replace the record since Python 3.12.
+            record = verdict if isinstance(verdict, logging.LogRecord) else record
+        self.emit(record)
+        return record
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
+        fields = record.__dict__
+        event_type = fields.get("event_type")
+        if event_type is None:
+            return
+        try:
+            if is_about_delivery(record):
+                return
+            payload = fields.get("payload")
+            source = fields.get("source")
+            self.writer.submit_row(
+                draft_at(
+                    record.created,
+                    event_type,
+                    {} if payload is None else payload,
+                    self.source if source is None else source,
+                    fields.get("schema_ref"),
+                    fields.get("correlation_id"),
+                    fields.get("subject_id"),
+                )
+            )
+        except Exception:  # noqa: BLE001  a log call never raises
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Report on stderr what became of ``record``, if ``logging.raiseExceptions`` is set.
+
+        Unlike the inherited method it prints neither the message nor its arguments, which may
+        hold what the payload holds.
+        """
+        if logging.raiseExceptions:
+            event_type = record.__dict__.get("event_type")
+            say_on_stderr(loss(event_type, sys.exc_info()[1], _place(record)))
+
+    def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Send what is buffered and wait until it is settled, as every adapter does.
+
+        While ``dictConfig`` replaces the handler it does not wait, and tells how things stand.
+        """
+        return Adapter.flush(self, 0.0 if _holds_loggings_lock() else timeout)
+
+    def close(self) -> None:
+        """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered.
+
+        While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
+        """
+        if _holds_loggings_lock():
+            threading.Thread(target=Adapter.close, args=(self,), daemon=True).start()
+        else:
+            Adapter.close(self)
+        logging.Handler.close(self)
+
+
+def _place(record: logging.LogRecord) -> str:
+    try:
+        return f" of logger {record.name!r} ({record.pathname}:{record.lineno})"
+    except Exception:  # noqa: BLE001  whatever a filter made of the record
+        return ""
+
+
+def _holds_loggings_lock() -> bool:
+    """Whether this thread is inside ``dictConfig`` or ``fileConfig``, which close handlers.
+
+    They hold a lock that senders need for a first log call or an import, so that to wait for a
+    sender would be to wait for the timeout.
+    """
+    is_owned = getattr(getattr(logging, "_lock", None), "_is_owned", None)
+    return is_owned is not None and is_owned()

@@ -1,0 +1,1 @@
+"""How BigQuery is spoken to."""

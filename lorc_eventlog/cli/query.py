@@ -1,0 +1,144 @@
+"""Questions to the events table: pruned to the partitions that matter, patient, and in order.
+
+For the command line; nothing that logs events asks BigQuery anything.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.bigquery.insert_all import (
+    CREDENTIALS,
+    REQUEST_TIMEOUT,
+    TryAgainError,
+    as_failure,
+)
+from lorc_eventlog.bigquery.table import whole_table
+
+if TYPE_CHECKING:
+    from google.api_core.retry import Retry
+    from google.cloud.bigquery import Client, QueryJob, QueryJobConfig, Table, TableReference
+    from google.cloud.bigquery.query import ArrayQueryParameter, ScalarQueryParameter
+
+    Parameter = ScalarQueryParameter | ArrayQueryParameter
+
+ONE_TRY: Any = None
+"""``retry`` of a request whose failure is what we want to know (Google's types forbid None)."""
+
+QUERY_PATIENCE = 10.0
+"""Seconds to try again what fails for the moment."""
+
+QUERY_TIMEOUT = 120.0
+"""Seconds to wait for the rows of a query."""
+
+WAIT = (
+    "try again: it is the network (or BIGQUERY_EMULATOR_HOST is wrong), or BigQuery is in trouble, "
+    "as https://status.cloud.google.com would tell"
+)
+
+CLOCK_SKEW = timedelta(hours=1)
+"""So far may the clock of the one who logs be ahead of BigQuery's, which chooses the partition."""
+
+
+def events_reference(client: Client) -> TableReference:
+    """The table that the environment names."""
+    from google.cloud.bigquery import TableReference
+
+    return TableReference.from_string(whole_table(), default_project=client.project)
+
+
+def ingestion_partitions(table: Table) -> str | None:
+    """How long a partition is (``DAY``, ``HOUR``, …), None without partitions by ingestion."""
+    partitioning = table.time_partitioning
+    return None if partitioning is None or partitioning.field else partitioning.type_
+
+
+def in_partitions(table: Table, oldest: datetime) -> tuple[str, list[Parameter]]:
+    """Make the condition that keeps a query from partitions without events since ``oldest``.
+
+    Rows that were just written are in no partition yet: their _PARTITIONTIME is NULL.
+    """
+    from google.cloud.bigquery import ScalarQueryParameter
+
+    kind = ingestion_partitions(table)
+    if kind is None:
+        return "", []
+    return (
+        f"(_PARTITIONTIME >= TIMESTAMP_TRUNC(@partition, {kind}) OR _PARTITIONTIME IS NULL) AND ",
+        [ScalarQueryParameter("partition", "TIMESTAMP", oldest - CLOCK_SKEW)],
+    )
+
+
+def run_query(client: Client, sql: str, parameters: list[Parameter]) -> list[dict[str, Any]]:
+    """Run ``sql`` and give its rows."""
+    from google.cloud.bigquery import QueryJobConfig
+
+    config = QueryJobConfig(use_query_cache=False, query_parameters=parameters)
+    job = start_query(client, sql, config)
+    rows = job.result(retry=query_retry(), job_retry=ONE_TRY, timeout=QUERY_TIMEOUT)
+    return [dict(row.items()) for row in rows]
+
+
+def start_query(client: Client, sql: str, config: QueryJobConfig) -> QueryJob:
+    """Hand BigQuery a query, trying again for a while what fails for the moment."""
+    return client.query(
+        sql, config, retry=query_retry(), job_retry=ONE_TRY, timeout=REQUEST_TIMEOUT
+    )
+
+
+def query_retry() -> Retry:
+    """As BigQuery's client does it, but for ``QUERY_PATIENCE``, and not for ten minutes."""
+    from google.cloud.bigquery import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(QUERY_PATIENCE)
+
+
+def as_text(moment: datetime) -> str:
+    """As ``created_at`` is written, so that texts compare as times do."""
+    return moment.isoformat(timespec="microseconds")
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """What BigQuery's client raises when BigQuery, the network or the credentials fail."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from requests.exceptions import RequestException
+
+    return GoogleAPIError, GoogleAuthError, RequestException, TimeoutError
+
+
+def what_failed(error: Exception) -> tuple[str, str | None]:
+    """Say what ``error`` means, and what to do."""
+    from google.api_core.exceptions import NotFound
+
+    failure = as_failure(getattr(error, "cause", None) or error, ())
+    if not isinstance(failure, TryAgainError):
+        return str(failure), None
+    if isinstance(error, NotFound):
+        return failure.reason, "`lorc-eventlog check` tells what is missing"
+    return failure.reason, failure.what_to_do or WAIT
+
+
+def passes(error: Exception) -> bool:
+    """Whether time mends ``error``: an outage, the network, a rate limit."""
+    failure = as_failure(getattr(error, "cause", None) or error, ())
+    return isinstance(failure, TryAgainError) and failure.what_to_do is None
+
+
+def not_understood(error: Exception) -> tuple[str, str]:
+    """Say of what nobody expected only its type, because it may quote what is private."""
+    return (
+        f"an answer that makes no sense, or a fault of ours ({type(error).__name__})",
+        "is it BigQuery that answers (BIGQUERY_EMULATOR_HOST)? If so, please report it",
+    )
+
+
+def why_no_client(error: Exception) -> tuple[str, str | None]:
+    """Say why there are no credentials, or no client."""
+    from google.auth.exceptions import GoogleAuthError
+
+    if isinstance(error, (GoogleAuthError, OSError)):
+        return what_failed(error)
+    # What google-auth raises for a file that is no key; it may quote the file.
+    return f"no credentials ({type(error).__name__})", CREDENTIALS

@@ -1,0 +1,1 @@
+"""Delivery: from the log call to BigQuery."""

@@ -1,0 +1,151 @@
+"""The foreground: each event is sent in the call, for scripts and serverless functions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.bigquery.client import open_client, renew_connections
+from lorc_eventlog.bigquery.insert_all import as_failure, insert_now
+from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.delivery.options import check_client
+from lorc_eventlog.delivery.writer import WriterStats
+from lorc_eventlog.diagnostics import describe
+from lorc_eventlog.events import capture
+from lorc_eventlog.events.envelope import Envelope, Row, finish, row_at, to_row
+from lorc_eventlog.lifecycle import processes
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+
+def emit(
+    event_type: str,
+    payload: Mapping[str, Any],
+    *,
+    source: str,
+    bq_client: Client,
+    schema_ref: str | None = None,
+    correlation_id: str | None = None,
+    subject_id: str | None = None,
+) -> None:
+    """Write one event to BigQuery at once, in the caller's thread.
+
+    The table is read from ``EVENTS_BQ_DATASET`` and ``EVENTS_BQ_TABLE`` at the call. A request
+    that fails for the moment (429, 5xx) is tried again for up to 30 seconds.
+
+    Args:
+        event_type: As for :func:`build_envelope`, like ``payload`` and the other fields.
+        payload: The event's own data.
+        source: Who says so.
+        bq_client: The caller's ``google.cloud.bigquery.Client``.
+        schema_ref: The name of the payload's schema.
+        correlation_id: Ties the events of one trace together.
+        subject_id: Who the event is about.
+
+    Raises:
+        ValueError: The event is none; see :func:`build_envelope`.
+        RuntimeError: An environment variable is not set (the message names it), or BigQuery
+            refused the event or was not reached (the message says why).
+    """
+    row = row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
+    if not (capture.in_use and capture.take(row)):
+        insert_now(bq_client, events_table(), row)
+
+
+class ForegroundWriter:
+    """Takes envelopes as ``EventWriter`` does and delivers each before it returns.
+
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one with the first event.
+
+    Raises:
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        ValueError: ``bq_client`` is no client.
+    """
+
+    close_timeout = 0.0
+
+    def __init__(self, bq_client: Client | None = None) -> None:
+        check_client(bq_client)
+        if not capture.is_active():
+            events_table()
+        self._client = bq_client
+        self._begin()
+        processes.copied_by_a_fork.add(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()  # re-entrant: a signal handler may log
+        self._delivered = 0
+        self._rejected = 0
+        self._last_error: str | None = None
+
+    def emit(
+        self,
+        event_type: str,
+        payload: Mapping[str, Any],
+        *,
+        source: str,
+        schema_ref: str | None = None,
+        correlation_id: str | None = None,
+        subject_id: str | None = None,
+    ) -> None:
+        """Deliver one event; arguments and errors as for :func:`lorc_eventlog.emit`."""
+        self.submit_row(
+            row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
+        )
+
+    def submit(self, envelope: Envelope) -> None:
+        """Deliver ``envelope``; raises what :func:`lorc_eventlog.emit` raises."""
+        self.submit_row(to_row(envelope))
+
+    def submit_row(self, row: Row) -> None:
+        """Deliver ``row``, as :meth:`submit` does an envelope."""
+        if capture.in_use and capture.take(row):
+            return
+        finish(row)
+        try:
+            insert_now(self._own_client(), events_table(), row)
+        except Exception as error:
+            with self._lock:
+                self._rejected += 1
+                self._last_error = describe(error)
+            raise
+        with self._lock:
+            self._delivered += 1
+
+    def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002
+        """Return True: nothing is ever buffered."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: nothing is ever buffered."""
+
+    def stats(self) -> WriterStats:
+        """Return the counters; an event that was not delivered in the call is ``rejected``."""
+        with self._lock:
+            return WriterStats(
+                submitted=self._delivered + self._rejected,
+                delivered=self._delivered,
+                rejected=self._rejected,
+                dropped=0,
+                retries=0,
+                buffered=0,
+                last_error=self._last_error,
+            )
+
+    def _own_client(self) -> Client:
+        if self._client is None:
+            try:
+                self._client = open_client()
+            except Exception as error:
+                msg = f"there is no BigQuery client: {as_failure(error, ())}"
+                raise RuntimeError(msg) from error
+        return self._client
+
+    def _start_anew_in_child(self) -> None:
+        if self._client is not None:
+            renew_connections(self._client)
+        self._begin()

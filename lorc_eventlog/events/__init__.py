@@ -1,0 +1,1 @@
+"""What an event is: envelope, row and payload, without I/O."""

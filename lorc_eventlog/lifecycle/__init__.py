@@ -1,0 +1,1 @@
+"""What happens to a process: it forks, and it ends."""

@@ -1,0 +1,444 @@
+"""Frameworks: each example runs as its users run it, and every event is in BigQuery by its SQL."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+import requests
+
+from clients import Query
+from harness import PACKAGE, environment, eventually
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "frameworks.md"
+ORDERS = 20
+
+GUNICORN = (
+    *("gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload"),
+    "--no-control-socket",  # it would be in the developer's home
+)
+UVICORN = ("uvicorn", "--host", "127.0.0.1", "--port", "0")
+UVICORN_WORKER = ("--worker-class", "uvicorn_worker.UvicornWorker")
+
+pytestmark = pytest.mark.usefixtures("events_table")
+
+
+class Program:
+    """A program that is running, and what it has said on stderr so far."""
+
+    def __init__(self, process: subprocess.Popen[str], said: list[str]) -> None:
+        self.process = process
+        self.said = said
+
+    def wait_for(self, pattern: str, count: int = 1) -> str:
+        """Return the last of ``count`` matches of ``pattern``, once there are so many."""
+        matches: list[str] = []
+
+        def is_said() -> bool:
+            assert self.process.poll() is None, "".join(self.said)
+            matches[:] = re.findall(pattern, "".join(self.said))
+            return len(matches) >= count
+
+        eventually(is_said, timeout=30)
+        return matches[-1]
+
+    def terminate(self) -> None:
+        """Send SIGTERM, as a deployment does, and wait until the program has ended."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)  # gunicorn gives its workers 30
+
+
+@contextmanager
+def running(*command: str, folder: Path = EXAMPLES, **changes: str) -> Iterator[Program]:
+    """Run a command of this Python's installation in ``folder``."""
+    python_path = os.pathsep.join(map(str, (PACKAGE, folder, EXAMPLES)))
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": python_path} | changes,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        ThreadPoolExecutor() as reader,
+    ):
+        said: list[str] = []
+        assert process.stderr is not None
+        reader.submit(keep_reading, process.stderr, said)
+        try:
+            yield Program(process, said)
+        finally:
+            process.kill()
+
+
+def keep_reading(stream: IO[str], lines: list[str]) -> None:
+    lines.extend(stream)
+
+
+def run_example(name: str, *options: str) -> str:
+    """Run an example to its end and give what it prints."""
+    completed = subprocess.run(
+        [sys.executable, *options, EXAMPLES / name],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
+
+
+def start_server(program: Program) -> str:
+    """Wait until the server answers and give its address."""
+    address = program.wait_for(r"http://127\.0\.0\.1:\d+")
+    program.wait_for(r"startup complete|Booting worker")
+    return address
+
+
+def place_orders(address: str) -> dict[str, int]:
+    """Place orders, each with a correlation id, by a few clients; give them by their ids."""
+    orders = {str(uuid.uuid4()): number for number in range(ORDERS)}
+
+    def place(correlation_id: str) -> None:
+        answer = requests.post(
+            f"{address}/orders/{orders[correlation_id]}",
+            headers={"X-Request-ID": correlation_id},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["X-Request-ID"] == correlation_id
+
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(place, orders))
+    return orders
+
+
+def orders_in_bigquery(query: Query) -> dict[str, int]:
+    rows = query(
+        "SELECT correlation_id, CAST(JSON_VALUE(payload, '$.number') AS INT64) AS number "
+        "FROM events WHERE event_type = 'order.placed' AND source = 'shop'"
+    )
+    return {row["correlation_id"]: row["number"] for row in rows}
+
+
+@pytest.fixture
+def at_its_end(tmp_path: Path) -> Callable[..., Path]:
+    """Write an example as ``main.py``, so that it sends nothing before its end; give the folder."""
+
+    def write(example: str, *, without: str = "") -> Path:
+        text = (EXAMPLES / example).read_text(encoding="utf-8").replace(without, "")
+        text, in_call = re.subn(r'source="\w+"', r"\g<0>, flush_interval=3600", text)
+        text, in_dict = re.subn(r'"source": "\w+"', r'\g<0>, "flush_interval": 3600', text)
+        assert in_call + in_dict == 1
+        (tmp_path / "main.py").write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+# FastAPI
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param((*GUNICORN, "--worker-class", "asgi"), id="gunicorn with its own workers"),
+        pytest.param(UVICORN, id="uvicorn"),
+        pytest.param((*UVICORN, "--workers", "2"), id="uvicorn with workers"),
+    ],
+)
+def test_fastapi_delivers_each_request_s_event_with_its_correlation_id_at_sigterm(
+    server: tuple[str, ...], query: Query, at_its_end: Callable[..., Path]
+) -> None:
+    with running(*server, "main:app", folder=at_its_end("fastapi_app.py")) as program:
+        orders = place_orders(start_server(program))
+        program.terminate()
+
+    assert orders_in_bigquery(query) == orders
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param(UVICORN, id="uvicorn"),
+    ],
+)
+def test_uvicorn_delivers_nothing_at_sigterm_without_the_lifespan_as_the_page_says(
+    server: tuple[str, ...], query: Query, at_its_end: Callable[..., Path]
+) -> None:
+    folder = at_its_end("fastapi_app.py", without="lifespan=lifespan")
+    with running(*server, "main:app", folder=folder) as program:
+        place_orders(start_server(program))
+        program.terminate()
+
+    assert orders_in_bigquery(query) == {}
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param(UVICORN, id="uvicorn"),
+    ],
+)
+@pytest.mark.parametrize(
+    "first", ["", "logging.basicConfig(level='INFO')\n"], ids=["", "logging configured before"]
+)
+def test_a_newcomer_pastes_at_most_15_lines_for_events_with_correlation_ids(
+    server: tuple[str, ...], first: str, query: Query, tmp_path: Path
+) -> None:
+    before, pasted = blocks("python", "FastAPI")[:2]
+    app = before.replace("app = FastAPI()\n", f"{first}{pasted}")
+    assert app != before
+    assert len([line for line in pasted.splitlines() if line.strip()]) <= 15
+
+    (tmp_path / "main.py").write_text(app, encoding="utf-8")
+    with running(*server, "main:app", folder=tmp_path) as program:
+        orders = place_orders(start_server(program))
+        program.terminate()
+
+    assert orders_in_bigquery(query) == orders
+
+
+# Django
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_django_delivers_the_events_of_its_logging_at_sigterm(
+    query: Query, worker_class: str, at_its_end: Callable[..., Path]
+) -> None:
+    server = (*GUNICORN, "--worker-class", worker_class, "main:application")
+    with running(*server, folder=at_its_end("django_app.py")) as program:
+        address = start_server(program)
+        for name in ("sleep", "pain", "mood"):
+            answer = requests.post(
+                f"{address}/answers/{name}", headers={"X-Request-ID": f"trace-{name}"}, timeout=30
+            )
+            assert answer.json() == {"questionnaire": name}
+        program.terminate()
+
+    assert query(
+        "SELECT event_type, source, correlation_id, payload FROM events ORDER BY created_at"
+    ) == [
+        {
+            "event_type": "questionnaire.answered",
+            "source": "questionnaires",
+            "correlation_id": f"trace-{name}",
+            "payload": {"questionnaire": name},
+        }
+        for name in ("sleep", "pain", "mood")
+    ]
+
+
+def test_django_under_uvicorn_delivers_with_the_application_of_the_page(
+    query: Query, at_its_end: Callable[..., Path]
+) -> None:
+    folder = at_its_end("django_app.py")
+    (folder / "asgi.py").write_text(f"import main\n{blocks('python', 'Django')[1]}")
+    with running(*UVICORN, "asgi:application", folder=folder) as program:
+        requests.post(f"{start_server(program)}/answers/sleep", timeout=30).raise_for_status()
+        program.terminate()
+
+    assert query("SELECT event_type FROM events") == [{"event_type": "questionnaire.answered"}]
+
+
+# Celery
+
+
+@pytest.fixture
+def celery_folder(tmp_path: Path, at_its_end: Callable[..., Path]) -> Path:
+    """A folder with the example and the settings of a broker that is a folder."""
+    for folder in ("broker", "outbox"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "celeryconfig.py").write_text(
+        'broker_url = "filesystem://"\n'
+        'broker_transport_options = {"data_folder_in": "broker", "data_folder_out": "outbox",\n'
+        '                            "control_folder": "broker", "polling_interval": 0.05}\n'
+    )
+    return at_its_end("celery_app.py")
+
+
+@contextmanager
+def running_celery(folder: Path, *options: str) -> Iterator[Program]:
+    worker = ("celery", "--app", "main", "worker", "--pool", "prefork", "--without-gossip")
+    with running(*worker, "--without-mingle", *options, folder=folder, **BY_CONFIG) as program:
+        program.wait_for(r"celery@.* ready")
+        yield program
+
+
+BY_CONFIG = {"CELERY_LOADER": "default"}  # reads celeryconfig.py
+
+
+def send_reports(folder: Path) -> list[str]:
+    """Send tasks, and give their ids.
+
+    They are moved to the broker when they are whole: its reader takes them as soon as they are
+    opened, and may find them empty.
+    """
+    program = f"import main\nfor n in range({ORDERS}): print(main.send_report.delay(n).id)"
+    sent = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=environment(**BY_CONFIG),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    for task in sorted((folder / "outbox").glob("*.celery.msg")):
+        task.rename(folder / "broker" / task.name)
+    return sent.stdout.split()
+
+
+def reports_in_bigquery(query: Query) -> list[str]:
+    rows = query(
+        "SELECT correlation_id, JSON_VALUE(payload, '$.pages') AS pages "
+        "FROM events WHERE event_type = 'report.sent' AND source = 'reports'"
+    )
+    reports = {int(row["pages"]): row["correlation_id"] for row in rows}
+    assert len(rows) == len(reports)
+    return [reports[pages] for pages in sorted(reports)]
+
+
+def test_celery_delivers_the_events_of_its_worker_processes_at_a_warm_shutdown(
+    query: Query, celery_folder: Path
+) -> None:
+    with running_celery(celery_folder, "--concurrency", "2") as worker:
+        sent = send_reports(celery_folder)
+        worker.wait_for("report sent", ORDERS)
+        worker.terminate()
+
+    assert reports_in_bigquery(query) == sent
+
+
+def test_celery_delivers_the_events_of_worker_processes_that_it_replaces(
+    query: Query, celery_folder: Path
+) -> None:
+    options = ("--concurrency", "1", "--max-tasks-per-child", str(ORDERS // 2))
+    with running_celery(celery_folder, *options):
+        sent = send_reports(celery_folder)
+        eventually(lambda: reports_in_bigquery(query) == sent, timeout=30)
+
+
+# Scripts
+
+
+def test_a_job_delivers_its_events_in_the_foreground(query: Query) -> None:
+    run_example("serverless.py")
+    assert query("SELECT event_type, source, payload FROM events") == [
+        {"event_type": "report.sent", "source": "reports_job", "payload": {"pages": 3}}
+    ]
+
+
+def test_a_function_has_delivered_its_events_when_it_answers(query: Query) -> None:
+    with running_function() as handle:
+        for reports in ([1, 2], [3]):
+            assert handle({"reports": reports}, None) == {"delivered": True}
+            assert query(
+                "SELECT JSON_VALUE(payload, '$.pages') AS pages FROM events "
+                "WHERE source = 'reports_function' ORDER BY created_at"
+            ) == [{"pages": str(pages)} for pages in range(1, reports[-1] + 1)]
+
+
+@contextmanager
+def running_function() -> Iterator[Callable[[dict[str, list[int]], object], dict[str, bool]]]:
+    import serverless
+
+    yield serverless.handle
+    for handler in tuple(serverless.logger.handlers):
+        serverless.logger.removeHandler(handler)
+        handler.close()
+
+
+def test_a_yaml_file_configures_the_handler_and_its_options(query: Query) -> None:
+    run_example("yaml_config.py")
+    assert query("SELECT event_type, source, payload FROM events") == [
+        {
+            "event_type": "email.received",
+            "source": "gmail_ingester",
+            "payload": {"subject": "My results"},
+        }
+    ]
+
+
+def test_the_id_of_the_trace_ties_the_events_of_its_spans_together(query: Query) -> None:
+    trace_id = run_example("opentelemetry_trace.py").strip()
+    assert re.fullmatch(r"[0-9a-f]{32}", trace_id)
+    assert query("SELECT event_type, correlation_id FROM events ORDER BY created_at") == [
+        {"event_type": "email.received", "correlation_id": trace_id},
+        {"event_type": "email.stored", "correlation_id": trace_id},
+    ]
+
+
+def test_prometheus_reads_what_became_of_the_events(query: Query) -> None:
+    metrics = run_example("metrics_prometheus.py")
+    assert query("SELECT COUNT(*) AS events FROM events") == [{"events": 3}]
+    assert 'events_total{end="delivered"} 3.0' in metrics
+    assert 'events_total{end="dropped"} 0.0' in metrics
+    assert "events_retries_total 0.0" in metrics
+    assert "events_buffered 0.0" in metrics
+
+
+def test_the_tests_of_a_user_pass_and_send_nothing(
+    query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EVENTS_BQ_DATASET")
+    said = run_example(
+        "test_with_captured_events.py", "-m", "pytest", "-p", "lorc_eventlog.pytest_plugin"
+    )
+    assert "2 passed" in said
+    assert query("SELECT COUNT(*) AS events FROM events") == [{"events": 0}]
+
+
+# The page
+
+
+def blocks(language: str, heading: str) -> list[str]:
+    """The code blocks of a section of the page."""
+    section = re.search(
+        rf"^## {heading}\n(.*?)(?=^## |\Z)",
+        PAGE.read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert section is not None
+    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("heading", "language", "example"),
+    [
+        ("Django", "python", "django_app.py"),
+        ("Celery", "python", "celery_app.py"),
+        ("Serverless", "python", "serverless.py"),
+        ("YAML", "yaml", "logging.yaml"),
+        ("YAML", "python", "yaml_config.py"),
+        ("OpenTelemetry", "python", "opentelemetry_trace.py"),
+        ("Prometheus", "python", "metrics_prometheus.py"),
+    ],
+)
+def test_the_code_on_the_page_is_that_of_an_example_that_runs(
+    heading: str, language: str, example: str
+) -> None:
+    shown = blocks(language, heading)
+    if heading == "Django":
+        shown = shown[:1]  # the other is not of an example, and runs above
+    assert shown
+    text = (EXAMPLES / example).read_text(encoding="utf-8")
+    for block in shown:
+        assert block in text

@@ -1,0 +1,125 @@
+"""However a process ends, what it logged is delivered, or it says what is not."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from harness import PRIVATE, numbers_in, run_program, running_writer, start_program
+from scripted_bigquery import ScriptedBigQuery, hang, status
+
+WAYS = {
+    "end of the script": (0, range(30)),
+    "sys.exit": (3, range(30)),
+    "an exception": (1, range(30)),
+    "closed": (0, range(30)),
+    "logged after close": (0, [*range(30), 100]),
+    "logging.shutdown": (0, [*range(30), 100]),
+    "several handlers": (0, range(30)),
+    "dictConfig": (0, range(30)),
+    "a writer that nobody refers to": (0, range(30)),
+    "only in atexit": (0, range(30)),
+    "atexit registered after the import": (0, [*range(30), 100]),
+    "atexit registered before the import": (0, [*range(30), 100]),
+    "a thread that goes on": (0, [*range(30), *range(100, 200)]),
+    "os._exit after a flush": (0, range(30)),
+    "multiprocessing was imported": (0, range(30)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_is_delivered(scripted: ScriptedBigQuery, way: str) -> None:
+    code, numbers = WAYS[way]
+    said = run_program("exits.py", way, status=code)
+
+    assert numbers_in(scripted) == list(numbers)
+    assert "ValueError: unhandled" in said if way == "an exception" else said == ""
+
+
+def test_a_short_outage_at_the_exit_loses_nothing(scripted: ScriptedBigQuery) -> None:
+    """The pauses between the tries are then a second at most."""
+    scripted.script(*[status(503)] * 6)
+    assert "BigQuery does not take events" in run_program("exits.py", "end of the script")
+    assert numbers_in(scripted) == list(range(30))
+
+
+def test_sigterm_with_two_lines_is_an_orderly_exit(scripted: ScriptedBigQuery) -> None:
+    program = start_program("exits.py", "SIGTERM")
+    assert program.stdout is not None
+    while program.stdout.readline() != "60\n":
+        assert program.poll() is None
+    program.send_signal(signal.SIGTERM)
+    printed, said = program.communicate(timeout=30)
+
+    assert (program.returncode, said) == (0, "")
+    numbers = numbers_in(scripted)
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) - 1 - int(["60", *printed.split()][-1]) in (0, 1)
+
+
+def test_a_daemon_thread_that_goes_on_logging_does_not_hold_up_the_exit(
+    scripted: ScriptedBigQuery,
+) -> None:
+    began = time.monotonic()
+    run_program("exits.py", "a daemon thread that goes on", 5)
+
+    assert time.monotonic() - began < 30
+    assert set(range(30)) <= set(numbers_in(scripted))
+
+
+def test_a_dead_letter_callback_may_log_and_flush_at_exit(scripted: ScriptedBigQuery) -> None:
+    scripted.refuse_row(lambda row: '"number":7,' in row["payload"])
+    began = time.monotonic()
+    run_program("exits.py", "a dead letter callback", 60)
+
+    assert time.monotonic() - began < 30
+    assert numbers_in(scripted) == [*(n for n in range(30) if n != 7), 100]
+
+
+@pytest.fixture(params=["refused", "hanging"])
+def outage(request: pytest.FixtureRequest, scripted: ScriptedBigQuery) -> None:
+    """No answer from BigQuery, in one way or the other."""
+    if request.param == "refused":
+        scripted.stop()
+    else:
+        scripted.always(hang())
+
+
+@pytest.mark.parametrize(
+    ("way", "left"),
+    [
+        ("end of the script", 30),
+        ("multiprocessing was imported", 30),
+        ("several handlers", 10),
+        ("only in atexit", 30),
+    ],
+)
+@pytest.mark.usefixtures("outage")
+def test_in_an_outage_the_exit_takes_close_timeout_and_says_how_many_are_left(
+    way: str, left: int
+) -> None:
+    program = start_program("exits.py", way, 1.0)
+    assert program.stdout is not None
+    while program.stdout.readline() != "ends\n":
+        assert program.poll() is None
+    began = time.monotonic()
+    _, said = program.communicate(timeout=40)
+    took = time.monotonic() - began
+
+    assert f"{left} events are not delivered yet" in said
+    assert PRIVATE not in said
+    assert took < 20  # a request to a server that hangs would take 30
+
+
+def test_the_second_of_two_exits_waits_no_more(scripted: ScriptedBigQuery) -> None:
+    """multiprocessing's exit functions come before atexit's, and both deliver."""
+    with running_writer() as writer:
+        writer.emit("a.b", {}, source="s")
+        writer._finish(time.monotonic() + 10)
+        assert len(scripted.rows) == 1
+        scripted.always(hang())
+        writer._finish(time.monotonic() + 10)
+        assert scripted.requests[-1].fault is None
+        scripted.healthy()

@@ -1,0 +1,84 @@
+"""What `import lorc_eventlog` costs: nothing that an application may not need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+import lorc_eventlog
+
+
+def run(program: str) -> str:
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert completed.stderr == ""
+    return completed.stdout
+
+
+def test_the_import_loads_neither_googles_client_nor_structlog() -> None:
+    loaded = run("import sys, lorc_eventlog; print(*sys.modules)").split()
+    assert "lorc_eventlog.delivery.writer" in loaded
+    for name in ("google.cloud.bigquery", "google.auth", "google.api_core", "requests"):
+        assert name not in loaded
+    assert "structlog" not in loaded
+
+
+def test_no_environment_variable_is_needed_to_import() -> None:
+    assert not {"EVENTS_BQ_DATASET", "EVENTS_BQ_TABLE"} & os.environ.keys()
+    assert run("import lorc_eventlog; print(lorc_eventlog.__all__)")
+
+
+def test_the_processor_needs_no_structlog() -> None:
+    program = """
+import os, sys
+sys.modules["structlog"] = None
+os.environ.update(EVENTS_BQ_DATASET="dataset", EVENTS_BQ_TABLE="events")
+from lorc_eventlog import BigQueryEventProcessor
+event = {"event": "started"}
+print(BigQueryEventProcessor()(None, "info", event) is event)
+"""
+    assert run(program) == "True\n"
+
+
+def test_everything_public_is_there_and_documented() -> None:
+    assert sorted(lorc_eventlog.__all__) == [
+        "BigQueryEventHandler",
+        "BigQueryEventProcessor",
+        "Envelope",
+        "EventWriter",
+        "WriterStats",
+        "build_envelope",
+        "check_events_table",
+        "create_events_table",
+        "emit",
+    ]
+    for name in lorc_eventlog.__all__:
+        assert getattr(lorc_eventlog, name).__doc__
+
+
+def test_the_time_that_the_import_takes_is_reported(
+    record_property: Callable[[str, object], None],
+) -> None:
+    def seconds(program: str) -> float:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            run(program)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    more = seconds("import lorc_eventlog") - seconds("pass")
+    record_property("import_milliseconds", round(1000 * more))
+    print(f"import lorc_eventlog takes {1000 * more:.0f} ms more than an empty interpreter")  # noqa: T201
+
+
+@pytest.mark.parametrize("name", ["google.cloud.bigquery", "structlog"])
+def test_what_is_not_imported_is_there_for_these_tests(name: str) -> None:
+    """Otherwise the tests above would show nothing."""
+    assert run(f"import sys, {name}; print({name!r} in sys.modules)") == "True\n"
