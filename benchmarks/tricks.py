@@ -15,7 +15,7 @@ import orjson
 
 from benchmarks.events import make_payload
 from lorc_eventlog.bigquery.insert_all import encode_request
-from lorc_eventlog.events import envelope as event_client
+from lorc_eventlog.events import row as event_row
 
 ROWS = 500
 
@@ -31,17 +31,17 @@ def main() -> None:
     now = time.time()
     payload = make_payload(0.2)
 
-    def draft() -> event_client.Row:
-        return event_client.draft_at(now, "email.received", payload, "gmail", None, "trace", None)
+    def draft() -> event_row.Row:
+        return event_row.draft_at(now, "email.received", payload, "gmail", None, "trace", None)
 
-    rows = [event_client.finish(draft()) for _ in range(ROWS)]
+    rows = [event_row.finish(draft()) for _ in range(ROWS)]
     request = {"rows": [{"json": row, "insertId": row["event_id"]} for row in rows]}
     drafted = microseconds(draft)
-    finished = microseconds(lambda: event_client.finish(draft()))
+    finished = microseconds(lambda: event_row.finish(draft()))
     pairs = {
         "finish a row, in the sender ÷ draft it, in the call": (finished - drafted, drafted),
         "text of the time ÷ by datetime": (
-            microseconds(lambda: event_client.text_of(now)),
+            microseconds(lambda: event_row.text_of(now)),
             microseconds(lambda: datetime.fromtimestamp(now, UTC).isoformat()),
         ),
         f"{ROWS} rows by json.dumps ÷ by orjson": (

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from lorc_eventlog.events import capture
-from lorc_eventlog.events.envelope import Envelope, Row, to_envelope
+from lorc_eventlog.events.envelope import Envelope, to_envelope
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.row import Row
 
 __all__ = ["capture_events"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
-from lorc_eventlog.events.envelope import draft_at
+from lorc_eventlog.events.row import draft_at
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client

@@ -9,7 +9,8 @@ from typing import Any
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say
-from lorc_eventlog.events.envelope import Envelope, draft_at
+from lorc_eventlog.events.envelope import Envelope
+from lorc_eventlog.events.row import draft_at
 
 _NOT_PAYLOAD = frozenset(Envelope.__annotations__) | {
     "level",

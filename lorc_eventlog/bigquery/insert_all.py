@@ -20,7 +20,7 @@ from lorc_eventlog.bigquery.table import COLUMNS
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.events.envelope import Row
+    from lorc_eventlog.events.row import Row
 
 REQUEST_TIMEOUT = 30.0
 """Seconds to wait for a connection, and then for an answer (Google's client waits for ever)."""

@@ -68,12 +68,12 @@ from lorc_eventlog.cli.tail import (
     tail_query,
     there_already,
 )
-from lorc_eventlog.events.envelope import row_at
+from lorc_eventlog.events.row import row_at
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.events.envelope import Row
+    from lorc_eventlog.events.row import Row
     from lorc_eventlog.spool.store import SegmentReport
 
 STYLES = {GOOD: "bold green", BAD: "bold red", UNKNOWN: "yellow"}

@@ -32,7 +32,7 @@ from lorc_eventlog.cli.query import (
     what_failed,
     why_no_client,
 )
-from lorc_eventlog.events.envelope import row_at
+from lorc_eventlog.events.row import row_at
 
 if TYPE_CHECKING:
     from google.api_core.exceptions import GoogleAPICallError

@@ -20,12 +20,13 @@ from lorc_eventlog.bigquery.insert_all import (
     insert_rows,
 )
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.delivery.queue import Backlog, Batch, row_bytes
+from lorc_eventlog.delivery.queue import Backlog, Batch
+from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.events.envelope import Row
+    from lorc_eventlog.events.row import Row
 
 BATCH_ROWS = 500
 """The most events in one request."""

@@ -14,9 +14,10 @@ from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.events.payload import MOST_BYTES_A_CHARACTER, wire_size
+from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
-    from lorc_eventlog.events.envelope import Row
+    from lorc_eventlog.events.row import Row
 
 MAX_REQUEST_BYTES = 9_000_000
 """BigQuery refuses requests over 10 MB; the rest is for what is not payload."""
@@ -46,11 +47,8 @@ FAILURES_IN_SILENCE = 6
 PATIENCE_IN_SILENCE = 15.0
 """... and for so many seconds, while nothing else fails."""
 
-_ROW_BYTES = 300
-"""About how large a row is without its payload..."""
-
 _MOST_ROW_BYTES = 1_000
-"""... and in a request, escaped and with its insertId."""
+"""About how large a row is in a request without its payload, escaped and with its insertId."""
 
 
 @dataclass(slots=True, eq=False)
@@ -334,11 +332,6 @@ def _is_proved(batch: Batch, seconds: float) -> bool:
     return (batch.proofs >= PROOFS_AGAINST_A_ROW and seconds >= PATIENCE_WITH_A_ROW) or (
         batch.failures_in_silence >= FAILURES_IN_SILENCE and seconds >= PATIENCE_IN_SILENCE
     )
-
-
-def row_bytes(row: Row) -> int:
-    """About how large ``row`` is, as JSON."""
-    return len(row["payload"]) + _ROW_BYTES
 
 
 def _fitting(rows: list[Row]) -> int:

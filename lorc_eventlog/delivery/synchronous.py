@@ -14,7 +14,8 @@ from lorc_eventlog.delivery.options import check_client
 from lorc_eventlog.delivery.writer import WriterStats
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
-from lorc_eventlog.events.envelope import Envelope, Row, finish, row_at, to_row
+from lorc_eventlog.events.envelope import Envelope, to_row
+from lorc_eventlog.events.row import Row, finish, row_at
 from lorc_eventlog.lifecycle import processes
 
 if TYPE_CHECKING:

@@ -28,10 +28,11 @@ from lorc_eventlog.delivery.options import (
     check_seconds,
     check_whole,
 )
-from lorc_eventlog.delivery.queue import Backlog, Batch, row_bytes
+from lorc_eventlog.delivery.queue import Backlog, Batch
 from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.events import capture
-from lorc_eventlog.events.envelope import Envelope, Row, draft_at, finish, to_envelope, to_row
+from lorc_eventlog.events.envelope import Envelope, to_envelope, to_row
+from lorc_eventlog.events.row import Row, draft_at, finish, row_bytes
 from lorc_eventlog.lifecycle import processes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorc_eventlog.events.envelope import Row
+    from lorc_eventlog.events.row import Row
 
 Collector = Callable[["Row"], object]
 

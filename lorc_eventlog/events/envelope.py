@@ -13,19 +13,14 @@ The principles, which every other module keeps:
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, TypedDict, cast
 
 import orjson
-from uuid_utils import uuid4
 
-from lorc_eventlog.events.payload import encode_payload, well_formed
-
-_LAST_MICROSECOND = 0.999999
-_last_second = (0, "1970-01-01T00:00:00")
+from lorc_eventlog.events.payload import encode_payload
+from lorc_eventlog.events.row import Row, as_name, as_text, finish, row_at
 
 
 class Envelope(TypedDict):
@@ -39,19 +34,6 @@ class Envelope(TypedDict):
     correlation_id: str | None
     subject_id: str | None
     payload: dict[str, Any]
-
-
-class Row(TypedDict):
-    """An envelope as it goes over the wire: ``payload`` is JSON text, encoded once."""
-
-    event_id: str
-    event_type: str
-    source: str
-    schema_ref: str | None
-    created_at: str
-    correlation_id: str | None
-    subject_id: str | None
-    payload: str
 
 
 def build_envelope(
@@ -81,69 +63,6 @@ def build_envelope(
     return _with_payload(row, dict(payload))
 
 
-def row_at(
-    created: float,
-    event_type: object,
-    payload: Mapping[Any, Any],
-    source: object,
-    schema_ref: object = None,
-    correlation_id: object = None,
-    subject_id: object = None,
-) -> Row:
-    """Make the envelope of an event that happened at ``created`` (seconds since the epoch).
-
-    As a row: so a log call makes one dict, not two. An optional field that is neither a string
-    nor None (a UUID, a number) becomes its ``str``.
-
-    Raises:
-        ValueError: As for :func:`build_envelope`.
-    """
-    return finish(
-        draft_at(created, event_type, payload, source, schema_ref, correlation_id, subject_id)
-    )
-
-
-def draft_at(
-    created: float,
-    event_type: object,
-    payload: Mapping[Any, Any],
-    source: object,
-    schema_ref: object,
-    correlation_id: object,
-    subject_id: object,
-) -> Row:
-    """Make a row that :func:`finish` completes: the one place where envelopes begin.
-
-    It does what must be done in the log call. The id and the text of the time can wait for the
-    sender: they take longer than all the rest of it (``python -m benchmarks.tricks``).
-    """
-    if type(event_type) is not str or not event_type or not event_type.isascii():
-        event_type = _name("event_type", event_type)
-    if type(source) is not str or not source or not source.isascii():
-        source = _name("source", source)
-    return {
-        "event_id": "",
-        "event_type": event_type,
-        "source": source,
-        "schema_ref": None if schema_ref is None else _text(schema_ref),
-        "created_at": created,  # type: ignore[typeddict-item]  # until it is finished
-        "correlation_id": None if correlation_id is None else _text(correlation_id),
-        "subject_id": None if subject_id is None else _text(subject_id),
-        "payload": encode_payload(payload),
-    }
-
-
-def finish(row: Row) -> Row:
-    """Give ``row`` its id and the text of its time, unless it has them; return it."""
-    if not row["event_id"]:
-        try:
-            row["created_at"] = text_of(row["created_at"])  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001  whatever a filter made of the time of a record
-            row["created_at"] = text_of(time.time())
-        row["event_id"] = str(uuid4())
-    return row
-
-
 def to_row(envelope: Envelope) -> Row:
     """Encode ``envelope`` for the wire; raises ValueError if it is none."""
     missing = [key for key in Envelope.__annotations__ if key not in envelope]
@@ -154,13 +73,13 @@ def to_row(envelope: Envelope) -> Row:
     correlation_id = envelope["correlation_id"]
     subject_id = envelope["subject_id"]
     return {
-        "event_id": _name("event_id", envelope["event_id"]),
-        "event_type": _name("event_type", envelope["event_type"]),
-        "source": _name("source", envelope["source"]),
-        "schema_ref": None if schema_ref is None else _text(schema_ref),
-        "created_at": _name("created_at", envelope["created_at"]),
-        "correlation_id": None if correlation_id is None else _text(correlation_id),
-        "subject_id": None if subject_id is None else _text(subject_id),
+        "event_id": as_name("event_id", envelope["event_id"]),
+        "event_type": as_name("event_type", envelope["event_type"]),
+        "source": as_name("source", envelope["source"]),
+        "schema_ref": None if schema_ref is None else as_text(schema_ref),
+        "created_at": as_name("created_at", envelope["created_at"]),
+        "correlation_id": None if correlation_id is None else as_text(correlation_id),
+        "subject_id": None if subject_id is None else as_text(subject_id),
         "payload": encode_payload(envelope["payload"]),
     }
 
@@ -171,44 +90,6 @@ def to_envelope(row: Row) -> Envelope:
     return _with_payload(row, orjson.loads(row["payload"]))
 
 
-def text_of(created: float) -> str:
-    """``created`` in UTC, as ISO 8601 with microseconds, rounded as ``datetime`` rounds.
-
-    Only the microseconds are formatted anew for events of the same second, in half of the time
-    that ``datetime`` takes (``python -m benchmarks.tricks``).
-    """
-    global _last_second  # noqa: PLW0603  one assignment, whole for every thread
-    second, text = _last_second
-    fraction = created - second
-    if 0 <= fraction < _LAST_MICROSECOND:
-        return f"{text}.{str(round(fraction * 1_000_000) + 1_000_000)[1:]}+00:00"
-    second = math.floor(created)
-    _last_second = (second, datetime.fromtimestamp(second, UTC).isoformat()[:19])
-    return datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds")
-
-
 def _with_payload(row: Row, payload: dict[str, Any]) -> Envelope:
     envelope: Any = {**row, "payload": payload}
     return cast("Envelope", envelope)
-
-
-def _name(field: str, value: object) -> str:
-    if value is None:
-        msg = f"{field} is missing: it must be a non-empty string"
-        raise ValueError(msg)
-    if not isinstance(value, str) or not value:
-        found = "an empty string" if isinstance(value, str) else type(value).__name__
-        msg = f"{field} must be a non-empty string, not {found}"
-        raise ValueError(msg)
-    return well_formed(str.__str__(value))
-
-
-def _text(value: object) -> str:
-    if type(value) is str and value.isascii():
-        return value
-    if isinstance(value, str):
-        return well_formed(str.__str__(value))
-    try:
-        return well_formed(str(value))
-    except Exception:  # noqa: BLE001  a broken __str__ must not cost the event
-        return object.__repr__(value)

@@ -36,7 +36,7 @@ from typing import Any, cast
 import orjson
 
 from lorc_eventlog.diagnostics import Notes, Throttle
-from lorc_eventlog.events.envelope import Row
+from lorc_eventlog.events.row import Row
 from lorc_eventlog.lifecycle import descriptors
 
 SEGMENT_BYTES = 16 * 2**20

@@ -32,7 +32,8 @@ from lorc_eventlog.bigquery.insert_all import (
     insert_rows,
     redact,
 )
-from lorc_eventlog.events.envelope import Row, to_row
+from lorc_eventlog.events.envelope import to_row
+from lorc_eventlog.events.row import Row
 from scripted_bigquery import (
     Fault,
     ScriptedBigQuery,

@@ -21,9 +21,8 @@ from lorc_eventlog.delivery.queue import (
     TRIES_BEFORE_SCOUT,
     Backlog,
     Batch,
-    row_bytes,
 )
-from lorc_eventlog.events.envelope import Row
+from lorc_eventlog.events.row import Row, row_bytes
 
 
 @pytest.fixture(autouse=True)

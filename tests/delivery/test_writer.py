@@ -35,8 +35,8 @@ from harness import (
 )
 from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter
 from lorc_eventlog.delivery import writer as writer_module
-from lorc_eventlog.delivery.queue import row_bytes
 from lorc_eventlog.events.envelope import to_row
+from lorc_eventlog.events.row import row_bytes
 from lorc_eventlog.lifecycle import processes as lifetime
 from scripted_bigquery import ScriptedBigQuery, delay, hang, status
 

@@ -21,7 +21,7 @@ from google.cloud import bigquery
 import lorc_eventlog
 from clients import Query
 from lorc_eventlog import BigQueryEventHandler, EventWriter
-from lorc_eventlog.delivery.queue import row_bytes
+from lorc_eventlog.events.row import row_bytes
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = Path(lorc_eventlog.__file__).parent

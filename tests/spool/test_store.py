@@ -35,7 +35,8 @@ from harness import (
 )
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, Envelope, EventWriter
 from lorc_eventlog.diagnostics import Notes
-from lorc_eventlog.events.envelope import Row, to_row
+from lorc_eventlog.events.envelope import to_row
+from lorc_eventlog.events.row import Row
 from lorc_eventlog.spool import store as spool_module
 from lorc_eventlog.spool.store import (
     HEADER,

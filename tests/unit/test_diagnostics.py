@@ -18,7 +18,7 @@ from lorc_eventlog.diagnostics import (
     loss,
     say_on_stderr,
 )
-from lorc_eventlog.events.envelope import row_at
+from lorc_eventlog.events.row import row_at
 
 
 def test_a_throttle_lets_one_message_of_a_kind_through_in_each_interval() -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import lorc_eventlog.bigquery.insert_all
 from clients import Query
 from lorc_eventlog import Envelope, build_envelope, emit
-from lorc_eventlog.events.envelope import draft_at, finish, row_at, to_envelope, to_row
+from lorc_eventlog.events.envelope import to_envelope, to_row
+from lorc_eventlog.events.row import draft_at, finish, row_at
 from scripted_bigquery import ScriptedBigQuery, status
 
 KEYS = [
