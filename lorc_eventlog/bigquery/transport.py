@@ -40,7 +40,7 @@ class Reason:
         """Return the reason for a diagnostic, without any word that is private to ``rows``."""
         if not self.quoted:
             return self.text
-        from lorc_eventlog.bigquery.failures import redact
+        from lorc_eventlog.bigquery.insert_all import redact
 
         return f"{self.text}: {redact(self.quoted, rows)}"
 
