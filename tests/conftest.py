@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,15 @@ from scripted_bigquery import ScriptedBigQuery
 
 # A shell in the background starts programs with SIGINT ignored, and ours would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PROCESS = Path(__file__).parent / "process"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in ``tests/process``; tests elsewhere that start processes say so."""
+    for item in items:
+        if item.path.is_relative_to(PROCESS):
+            item.add_marker(pytest.mark.process)
 
 
 @pytest.fixture(autouse=True)
