@@ -1,0 +1,136 @@
+"""A lock that a signal handler cannot leave behind, and its conditions.
+
+A signal handler may raise at the end of any call (Ctrl-C does, and so does a handler that ends the
+process by SystemExit). On Python 3.14, ``with lock`` then leaves the lock taken if the handler
+raises just after the lock was taken, and all other threads wait for ever. So does ``acquire()``
+before a ``try``, on every version. Acquiring inside the ``try`` and releasing whatever happened
+leaves it taken on none: a release without ownership is a RuntimeError, which changes nothing.
+
+Use no ``with`` on a lock in this package (a test refuses it): use :meth:`Lock.run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar, TypeVarTuple
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+
+class Lock:
+    """A re-entrant lock that runs actions, one thread at a time.
+
+    Re-entrant, because a signal handler or a destructor may log while its thread has the lock. The
+    inner ``run`` then neither takes nor releases anything: if an exception ended it before it took
+    the lock, its release would give up what the outer one holds.
+    """
+
+    __slots__ = ("_acquire", "_nested", "_release", "_type", "is_owned")
+
+    def __init__(self) -> None:
+        rlock: Any = threading.RLock()
+        self._type = type(rlock)
+        self._acquire: Callable[[], object] = rlock.acquire
+        self._release: Callable[[], object] = rlock.release
+        self._nested = 0
+        self.is_owned: Callable[[], bool] = rlock._is_owned
+        """Whether this thread has the lock."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether ``threading`` now makes locks of another type: gevent or eventlet patched it."""
+        return type(threading.RLock()) is not self._type
+
+    def run(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        """Call ``action`` with the lock taken, and return what it returns."""
+        if self.is_owned():
+            # Signal safety: no call between the count and the try, and none before the count back.
+            self._nested += 1
+            try:
+                return action(*arguments)
+            finally:
+                self._nested -= 1
+        try:
+            self._acquire()
+            return action(*arguments)
+        finally:
+            # Not contextlib.suppress: a signal handler could raise in a call before the release.
+            try:  # noqa: SIM105
+                self._release()
+            except RuntimeError:  # a signal handler raised before it was taken
+                pass
+
+    def run_without(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+        """Inside of :meth:`run`: release the lock, call ``action`` and take the lock again.
+
+        In an inner ``run`` the lock stays taken, because the outer one may be half done.
+        """
+        if self._nested:
+            return action(*arguments)
+        try:
+            self._release()
+            return action(*arguments)
+        finally:
+            if not self.is_owned():
+                self._acquire()
+
+    def condition(self) -> Condition:
+        """Make a condition of this lock."""
+        return Condition(self)
+
+
+class Condition:
+    """Lets threads that have the lock wait for each other; use it inside of :meth:`Lock.run`.
+
+    As :class:`threading.Condition`, but an exception raised by a signal handler leaves no waiter
+    behind that would swallow a later :meth:`notify`.
+    """
+
+    __slots__ = ("_lock", "_waiters")
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        self._waiters: deque[Any] = deque()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Release the lock until somebody notifies, or for so long; whether somebody did.
+
+        It returns with the lock taken. If a signal handler raises, the lock may not be taken.
+        """
+        lock = self._lock
+        nested, lock._nested = lock._nested, 0
+        waiters = self._waiters
+        waiter = threading.Lock()
+        waiter.acquire()
+        notified = False
+        try:
+            waiters.append(waiter)
+            lock._release()
+            notified = waiter.acquire(timeout=-1 if seconds is None else max(0.0, seconds))
+            return notified
+        finally:
+            try:
+                if not notified:
+                    waiters.remove(waiter)
+            except ValueError:
+                self.notify()  # it was notified after all, too late: another thread acts on it
+            finally:
+                if not lock.is_owned():
+                    lock._acquire()
+                lock._nested = nested
+
+    def notify(self) -> None:
+        """Wake the thread that has waited longest, if any waits."""
+        try:
+            waiter = self._waiters.popleft()
+        except IndexError:
+            return
+        waiter.release()
+
+    def notify_all(self) -> None:
+        """Wake all threads that wait."""
+        while self._waiters:
+            self.notify()
