@@ -121,6 +121,16 @@ def say_on_stderr(message: str) -> None:
             sys.stderr.write(f"lorc_eventlog: {message}\n")
 
 
+def escaped(text: str) -> str:
+    """Escape control characters, which could forge a line of a log or move a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def loss(event_type: object, error: BaseException | None, place: str = "") -> str:
     """Tell that an event is not recorded, and why; raises nothing, whatever the event is."""
     # Not isinstance, nor repr: an object may make something of its own of either.

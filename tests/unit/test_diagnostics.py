@@ -14,6 +14,7 @@ from lorc_eventlog.diagnostics import (
     Notes,
     Throttle,
     describe,
+    escaped,
     is_about_delivery,
     loss,
     say_on_stderr,
@@ -132,3 +133,17 @@ def test_the_message_of_any_other_error_is_not(error: Exception) -> None:
 def test_an_error_that_is_handled_already_is_told_as_none() -> None:
     """For a subclass of the handler may call handleError at any time."""
     assert loss("a.b", None) == "event 'a.b' is not recorded: NoneType"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a.b", "a.b"),
+        ("größer, 大", "größer, 大"),
+        ("a\nCRITICAL root forged", r"a\nCRITICAL root forged"),
+        ("\x1b[31m\x07\x7f\x9b2J", r"\x1b[31m\x07\x7f\x9b2J"),
+        ("\u2028\u202e\ud800", r"\u2028\u202e\ud800"),
+    ],
+)
+def test_what_is_not_printable_is_escaped(text: str, shown: str) -> None:
+    assert escaped(text) == shown
