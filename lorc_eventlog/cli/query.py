@@ -5,16 +5,20 @@ For the command line; nothing that logs events asks BigQuery anything.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from lorc_eventlog.bigquery.client import open_client
 from lorc_eventlog.bigquery.insert_all import (
     CREDENTIALS,
     REQUEST_TIMEOUT,
     TryAgainError,
     as_failure,
 )
-from lorc_eventlog.bigquery.table import whole_table
+from lorc_eventlog.bigquery.table import events_table, whole_table
+from lorc_eventlog.cli.output import Trouble
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
@@ -39,6 +43,18 @@ WAIT = (
 
 CLOCK_SKEW = timedelta(hours=1)
 """So far may the clock of the one who logs be ahead of BigQuery's, which chooses the partition."""
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Client]:
+    """Make the client of a command."""
+    events_table()  # what is missing here is the first thing to say
+    try:
+        client = open_client()
+    except Exception as error:  # noqa: BLE001  google-auth raises anything for a file that is no key
+        raise Trouble(*why_no_client(error)) from None
+    with contextlib.closing(client):
+        yield client
 
 
 def events_reference(client: Client) -> TableReference:

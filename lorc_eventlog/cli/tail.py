@@ -1,158 +1,198 @@
-"""``lorc-eventlog tail``: which events, by which query, at which cost, and what arrives since."""
+"""``lorc-eventlog tail``: the latest events, and with ``-f`` those that arrive."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
+import click
+from rich.cells import cell_len
+from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.text import Text
+
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
+from lorc_eventlog.bigquery.table import COLUMNS
+from lorc_eventlog.cli.output import examples, in_a_line, in_bytes, note, print_json
 from lorc_eventlog.cli.query import (
-    as_text,
-    client_errors,
-    in_partitions,
-    passes,
+    ONE_TRY,
+    connected,
+    events_reference,
+    ingestion_partitions,
     run_query,
-    start_query,
-    what_failed,
 )
+from lorc_eventlog.cli.selection import (
+    Selection,
+    arriving,
+    bytes_read,
+    creation_times,
+    tail_query,
+    there_already,
+)
+from lorc_eventlog.diagnostics import escaped
 
-if TYPE_CHECKING:
-    from google.cloud.bigquery import Client, Table
+PRIVATE_COLUMNS = ("subject_id", "payload")
 
-    from lorc_eventlog.cli.query import Parameter
+LEAST_BYTES_BILLED = 10 * 2**20
+"""BigQuery bills at least so much for a query of one table."""
 
-FOLLOW_ROWS = 1000
-"""The most new events that one look of ``tail -f`` brings; the next look brings the others."""
+WIDEST_COLUMN = 40
 
-MOST_SEEN = 20_000
-"""So many event_ids may a look leave out by name: 1 MB of the 10 MB that a request may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which events ``tail`` shows."""
-
-    event_type: str | None
-    source: str | None
-    correlation_id: str | None
-    since: timedelta
-    columns: tuple[str, ...]
+DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def creation_times(events: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Tell by its event_id when each of ``events`` was created."""
-    return {event["event_id"]: event["created_at"] for event in events}
+def as_duration(_: click.Context, __: click.Parameter, value: str) -> timedelta:
+    """Read a time such as 90s, 10m, 2h or 7d."""
+    match = re.fullmatch(r"(\d{1,5})([smhd])", value)
+    if match is None:
+        msg = f"{value!r} is no time such as 90s, 10m, 2h or 7d"
+        raise click.BadParameter(msg)
+    return timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})
 
 
-def there_already(client: Client, table: Table, selection: Selection) -> dict[str, str]:
-    """Tell which events of ``selection`` exist, the latest ``MOST_SEEN`` and one more."""
-    ids = replace(selection, columns=("event_id", "created_at"))
-    return creation_times(run_query(client, *tail_query(table, ids, latest=MOST_SEEN + 1)))
+def as_interval(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Refuse also nan, which click finds in every range."""
+    if not 0.1 <= value <= 3600:
+        msg = f"{value} is not from 0.1 to 3600"
+        raise click.BadParameter(msg)
+    return value
 
 
-def arriving(
-    client: Client,
-    table: Table,
-    selection: Selection,
-    seen: dict[str, str],
-    *,
-    interval: float,
-    tell: Callable[[str], None],
-) -> Iterator[dict[str, Any]]:
-    """Look every ``interval`` seconds for events that were not ``seen``, for ever.
-
-    An event is not missed for arriving late, as after an outage, if it was created within the
-    time that is selected. If more than ``MOST_SEEN`` events were, it must not be older than those
-    that are the latest, which ``tell`` is told once. A failure that time mends is told once, too,
-    and waited out.
-    """
-    cut_off = min(seen.values()) if len(seen) > MOST_SEEN else ""
-    told = failing = full = False
-    while True:
-        if cut_off and not told:
-            tell(
-                f"more than {MOST_SEEN:,} events since then: one that arrives late is shown only "
-                f"if it is not older than the latest {MOST_SEEN:,}"
-            )
-            told = True
-        if not full:
-            time.sleep(interval)
-        after = max(cut_off, as_text(datetime.now(UTC) - selection.since))
-        seen = {event_id: created for event_id, created in seen.items() if created > after}
-        try:
-            events = run_query(client, *tail_query(table, selection, seen=seen, after=after))
-        except client_errors() as error:
-            if not passes(error):
-                raise
-            if not failing:
-                tell(f"{what_failed(error)[0]}; trying again")
-            failing, full = True, False
-            continue
-        failing, full = False, len(events) == FOLLOW_ROWS
-        yield from events
-        seen |= creation_times(events)
-        if len(seen) > MOST_SEEN:
-            # Events of one moment stay together: the next look may bring more of them.
-            kept = sorted(seen.values())[-MOST_SEEN]
-            cut_off = max((past for past in seen.values() if past < kept), default=cut_off)
-
-
-def tail_query(
-    table: Table,
-    selection: Selection,
-    *,
-    seen: Iterable[str] = (),
-    after: str = "",
-    latest: int | None = None,
-) -> tuple[str, list[Parameter]]:
-    """Make the query for the events of ``selection``, created ``after``, that are not ``seen``.
-
-    With ``latest`` it brings so many at most, the latest first; without, the oldest first. An
-    event that was stored twice comes once.
-    """
-    from google.cloud.bigquery import ArrayQueryParameter, ScalarQueryParameter
-
-    oldest = datetime.now(UTC) - selection.since
-    where, parameters = in_partitions(table, oldest)
-    where += "created_at > @since AND event_id NOT IN UNNEST(@seen)"
-    values = {"since": max(as_text(oldest), after)}
-    for column in ("source", "correlation_id"):
-        value = getattr(selection, column)
-        if value is not None:
-            where += f" AND {column} = @{column}"
-            values[column] = value
-    if selection.event_type is not None:
-        start, *others = selection.event_type.split("*")
-        if not others:
-            where += " AND event_type = @event_type"
-            values["event_type"] = start
-        else:
-            where += " AND STARTS_WITH(event_type, @event_type)"
-            values["event_type"] = start
-            if others != [""]:
-                where += " AND REGEXP_CONTAINS(event_type, @event_type_pattern)"
-                pattern = ".*".join(map(re.escape, (start, *others)))
-                values["event_type_pattern"] = f"(?s)^{pattern}$"
-    parameters += [ScalarQueryParameter(name, "STRING", value) for name, value in values.items()]
-    parameters.append(ArrayQueryParameter("seen", "STRING", list(seen)))
-    order = "created_at" if latest is None else "created_at DESC"
-    # S608: columns and the table's name are known, the values are parameters.
-    sql = (
-        f"SELECT {', '.join(selection.columns)} FROM `{table.reference}`\n"  # noqa: S608
-        f"WHERE {where}\n"
-        "QUALIFY ROW_NUMBER() OVER (PARTITION BY event_id ORDER BY created_at) = 1\n"
-        f"ORDER BY {order} LIMIT {latest or FOLLOW_ROWS}"
+@click.command(
+    epilog=examples(
+        "lorc-eventlog tail --type 'email.*' --since 10m",
+        "lorc-eventlog tail -f --source gmail_ingester",
+        "lorc-eventlog tail --correlation-id trace-0001 --since 7d --show-data",
+        "lorc-eventlog tail --show-data --json -n 1000 | jq .payload.subject",
     )
-    return sql, parameters
+)
+@click.option("--type", "event_type", metavar="TYPE", help="Of this type; * stands for anything.")
+@click.option("--source", help="From this source.")
+@click.option("--correlation-id", help="Of this trace.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=as_duration,
+    default="1h",
+    show_default=True,
+    help="Not older than this: 90s, 10m, 2h, 7d.",
+)
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="The most events to begin with, the latest ones.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on and show events as they arrive.")
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    callback=as_interval,
+    default=1.0,
+    show_default=True,
+    help="From one query to the next with -f, 0.1 to 3600.",
+)
+@click.option("--show-data", is_flag=True, help="Show subject_id and payload, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
+def tail(
+    *,
+    event_type: str | None,
+    source: str | None,
+    correlation_id: str | None,
+    since: timedelta,
+    limit: int,
+    follow: bool,
+    interval: float,
+    show_data: bool,
+    as_json: bool,
+) -> None:
+    """Show the latest events.
+
+    Standard error first says what BigQuery would bill for a query. Each query reads only the
+    partitions that can hold such events, and rows that are in no partition yet. Times are UTC.
+    """
+    columns = tuple(name for name in COLUMNS if show_data or name not in PRIVATE_COLUMNS)
+    selection = Selection(event_type, source, correlation_id, since, columns)
+    ctrl_c = contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext()
+    with ctrl_c, connected() as client:
+        table = client.get_table(events_reference(client), retry=ONE_TRY, timeout=REQUEST_TIMEOUT)
+        if ingestion_partitions(table) is None:
+            note(
+                f"{table.reference} is not partitioned by ingestion time: "
+                "each query scans all of it"
+            )
+        note(cost(bytes_read(client, table, selection), interval if follow else None))
+        seen = there_already(client, table, selection) if follow else {}
+        events = run_query(client, *tail_query(table, selection, latest=limit))[::-1]
+        show = print_json if as_json else Lines(events).show
+        for event in events:
+            show(event)
+        if follow:
+            seen |= creation_times(events)
+            for event in arriving(client, table, selection, seen, interval=interval, tell=note):
+                show(event)
+        elif not events:
+            note("no such events")
 
 
-def bytes_read(client: Client, table: Table, selection: Selection) -> int:
-    """Ask BigQuery how much one look reads, by a dry run, which is free."""
-    from google.cloud.bigquery import QueryJobConfig
+def cost(read: int, interval: float | None) -> str:
+    """Say what BigQuery would bill for a query that reads so many bytes, and for following."""
+    billed = max(read, LEAST_BYTES_BILLED)
+    message = f"each query scans {in_bytes(read)}, billed as {in_bytes(billed)}"
+    if interval is not None:
+        count = round(3600 / interval)
+        message += f"; {count:,} queries an hour: up to {in_bytes(count * billed)}; Ctrl-C ends it"
+    return message
 
-    sql, parameters = tail_query(table, selection, latest=1)
-    config = QueryJobConfig(dry_run=True, use_query_cache=False, query_parameters=parameters)
-    return int(start_query(client, sql, config).total_bytes_processed)
+
+class Lines:
+    """Shows events for a person: a line each, and a second one with their data."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._console = Console()
+        self._widths = {"event_type": 0, "source": 0}
+        for event in events:
+            self._cells(event)
+
+    def _cells(self, event: dict[str, Any]) -> list[str]:
+        """Fill up type and source of ``event`` to the width of the widest so far."""
+        cells = []
+        for name, widest in self._widths.items():
+            cell = in_a_line(event[name])
+            width = max(widest, min(cell_len(cell), WIDEST_COLUMN))
+            self._widths[name] = width
+            cells.append(cell + " " * (width - cell_len(cell)))
+        return cells
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Print ``event`` in the columns of those before it."""
+        cells = self._cells(event)
+        line = Text.assemble(
+            (in_a_line(event["created_at"])[:23].replace("T", " "), "dim"),
+            "  ",
+            (cells[0], "bold cyan"),
+            "  ",
+            (cells[1], "green"),
+            "  ",
+            (in_a_line(event["correlation_id"]), "magenta"),
+        )
+        line.rstrip()
+        self._console.print(line, soft_wrap=True)
+        if "payload" in event:
+            data = Text("    ")
+            if event["subject_id"] is not None:
+                data.append(f"subject {in_a_line(event['subject_id'])}  ", "yellow")
+            payload = json.dumps(event["payload"], ensure_ascii=False, default=str)
+            if self._console.is_terminal:
+                # Cut before it is highlighted, which takes time; some characters have no width.
+                payload = payload[: 4 * self._console.width]
+                data.append_text(JSONHighlighter()(escaped(payload)))
+                data.truncate(self._console.width, overflow="ellipsis")
+            else:
+                data.append(escaped(payload))
+            self._console.print(data, soft_wrap=True)

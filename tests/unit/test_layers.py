@@ -44,7 +44,6 @@ CIRCLES = {
 }
 
 LONG_MODULES = {
-    "cli/app.py",
     "delivery/writer.py",
     "spool/store.py",
 }
@@ -57,7 +56,6 @@ LONG_CLASSES = {
 
 LONG_TESTS = {
     "adapters/test_handler.py",
-    "cli/test_cli.py",
     "delivery/test_queue.py",
     "delivery/test_writer.py",
     "spool/test_store.py",

@@ -1,0 +1,167 @@
+"""``lorc-eventlog spool``: what waits on disk, and with ``--drain`` its delivery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from lorc_eventlog.cli.drain import drain
+from lorc_eventlog.cli.output import (
+    BAD,
+    GOOD,
+    UNKNOWN,
+    Trouble,
+    examples,
+    in_bytes,
+    print_json,
+    say,
+)
+from lorc_eventlog.cli.query import connected
+from lorc_eventlog.diagnostics import escaped
+
+if TYPE_CHECKING:
+    from lorc_eventlog.spool.store import SegmentReport
+
+WIDEST_LINE = 200
+"""Where there is no terminal."""
+
+
+@click.command(
+    "spool",
+    epilog=examples(
+        "lorc-eventlog spool /var/lib/app/events",
+        "lorc-eventlog spool /var/lib/app/events --drain",
+        "lorc-eventlog spool /var/lib/app/events --json | jq .events",
+    ),
+)
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option("--drain", "is_drained", is_flag=True, help="Deliver what dead processes left there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
+    """Show the events that wait on disk in DIR, a spool_dir.
+
+    With --drain, deliver them, but for those of living processes, which do it themselves. What
+    BigQuery does not take for a minute stays on disk.
+
+    The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
+    rejected or is left.
+    """
+    reports = look_at_spool(directory)
+    shown: dict[str, Any] = {}
+    if is_drained:
+        orphans = {report.path for report in reports if state_of(report) == "orphaned"}
+        expected = sum(report.events for report in reports if report.path in orphans)
+        shown = drain_spool(directory, expected)
+        reports = look_at_spool(directory)
+        # This process may still hold them.
+        shown["left"] = sum(report.events for report in reports if report.path in orphans)
+    shown["events"] = sum(report.events for report in reports if not report.is_set_aside)
+    shown["files"] = [
+        {
+            "file": report.path.name,
+            "owner_pid": report.owner_pid,
+            "state": state_of(report),
+            "events": report.events,
+            "bytes": report.size,
+            "oldest": report.oldest,
+            "trouble": trouble_of(report),
+        }
+        for report in reports
+    ]
+    if as_json:
+        print_json(shown, indent=2)
+    else:
+        print_spool(directory, shown)
+    troubled = any(file["trouble"] for file in shown["files"])
+    wrong = troubled or shown.get("left") or shown.get("rejected")
+    ctx.exit(1 if wrong else 0)
+
+
+def look_at_spool(directory: Path) -> list[SegmentReport]:
+    """Give the files in ``directory``."""
+    from lorc_eventlog.spool.store import survey
+
+    try:
+        return survey(directory)
+    except OSError as error:
+        msg = f"{error.filename} cannot be read: {error.strerror}"
+        raise Trouble(msg) from None
+
+
+def state_of(report: SegmentReport) -> str:
+    """Say in a word who cares for the file."""
+    if report.is_set_aside:
+        return "damaged"
+    return "alive" if report.is_locked else "orphaned"
+
+
+def trouble_of(report: SegmentReport) -> str | None:
+    """Say what is wrong with the file."""
+    if report.error is not None:
+        return f"it cannot be read: {report.error}"
+    if report.damaged_bytes or report.is_set_aside:
+        return f"{in_bytes(report.damaged_bytes)} of it are damaged"
+    return None
+
+
+def drain_spool(directory: Path, expected: int) -> dict[str, int]:
+    """Deliver what is in ``directory``, and show how far it is."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with connected() as client, Progress(console=console, transient=True) as progress:
+        task = progress.add_task("delivering", total=expected)
+        drained = drain(client, directory, lambda count: progress.update(task, completed=count))
+    if drained.gave_up is not None:
+        say(BAD, f"BigQuery takes no events: {drained.gave_up}", console=console)
+    for message in drained.rejected:
+        say(BAD, message, console=console)
+    return {"delivered": drained.delivered, "rejected": len(drained.rejected)}
+
+
+def print_spool(directory: Path, shown: dict[str, Any]) -> None:
+    """Show a person what is in ``directory``, and what became of what was."""
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDEST_LINE
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    for name in ("owner", "state", "events", "size", "oldest"):
+        right = name in {"events", "size"}
+        table.add_column(name, no_wrap=True, justify="right" if right else "left")
+    styles = {"alive": "green", "orphaned": "yellow"}
+    for file in shown["files"]:
+        table.add_row(
+            Text(escaped(file["file"])),
+            str(file["owner_pid"] or "-"),
+            Text(file["state"], "bold red" if file["trouble"] else styles[file["state"]]),
+            f"{file['events']:,}",
+            in_bytes(file["bytes"]),
+            Text(escaped(file["oldest"] or "-")[:19].replace("T", " ")),
+        )
+    if shown["files"]:
+        console.print(table)
+    for file in shown["files"]:
+        if file["trouble"]:
+            say(BAD, f"{file['file']}: {file['trouble']}", console=Console(stderr=True))
+    if "left" in shown:
+        done, rejected, left = (f"{shown[name]:,}" for name in ("delivered", "rejected", "left"))
+        mark = BAD if shown["left"] or shown["rejected"] else GOOD
+        say(mark, f"{done} events delivered, {rejected} rejected, {left} left")
+        return
+    waiting = f"{shown['events']:,} events wait in {directory}"
+    orphaned = sum(file["events"] for file in shown["files"] if file["state"] == "orphaned")
+    if orphaned:
+        waiting += f", {orphaned:,} of them of dead processes"
+        say(UNKNOWN, waiting, "the next process with this spool_dir delivers them, or --drain")
+    else:
+        say(GOOD, waiting)
