@@ -33,6 +33,15 @@ _NEW_LOCKS: dict[type, Callable[[], object]] = {
 _SESSION_MODULES = ("google.auth", "google.oauth2", "requests.", "http.cookiejar")
 
 
+def prepare() -> None:
+    """Import what can no longer be imported at exit; called when a writer is made.
+
+    An import that registers with ``threading`` fails once the interpreter shuts down, and Google's
+    client imports this module wherever pandas is installed.
+    """
+    import concurrent.futures.thread  # noqa: F401
+
+
 def open_client() -> Client:
     """Make a client from the environment.
 

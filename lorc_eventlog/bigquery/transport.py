@@ -40,7 +40,7 @@ class Reason:
         """Return the reason for a diagnostic, without any word that is private to ``rows``."""
         if not self.quoted:
             return self.text
-        from lorc_eventlog.bigquery.insert_all import redact
+        from lorc_eventlog.bigquery.redaction import redact
 
         return f"{self.text}: {redact(self.quoted, rows)}"
 
@@ -104,6 +104,12 @@ class Transport(Protocol):
 
         The rows are complete (:func:`lorc_eventlog.events.row.finish`). Raises no ``Exception``:
         what the client raises is returned as a :class:`Failure` or :class:`Refusal`.
+        """
+
+    def reconnect(self) -> None:
+        """Send what is sent from now on over new connections; a request under way keeps its own.
+
+        For the end of the process: a connection that answers nothing may be a dead one.
         """
 
     def restart_in_child(self) -> None:

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE, PROJECT_VARIABLE, open_client
-from lorc_eventlog.bigquery.insert_all import GRANT, REQUEST_TIMEOUT, insert_now
+from lorc_eventlog.bigquery.failures import GRANT
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_now
 from lorc_eventlog.bigquery.table import (
     COLUMNS,
     DATASET_VARIABLE,

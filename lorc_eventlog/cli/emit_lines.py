@@ -13,12 +13,8 @@ from io import BufferedReader
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.bigquery.insert_all import (
-    REQUEST_TIMEOUT,
-    RequestRefusedError,
-    TryAgainError,
-    insert_rows,
-)
+from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_rows
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.queue import Backlog, Batch
 from lorc_eventlog.events.row import row_bytes

@@ -11,12 +11,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.client import open_client
-from lorc_eventlog.bigquery.insert_all import (
-    CREDENTIALS,
-    REQUEST_TIMEOUT,
-    TryAgainError,
-    as_failure,
-)
+from lorc_eventlog.bigquery.failures import CREDENTIALS, TryAgainError, as_failure
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.bigquery.table import events_table, whole_table
 from lorc_eventlog.cli.output import Trouble
 

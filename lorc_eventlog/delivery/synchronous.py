@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.client import open_client, renew_connections
-from lorc_eventlog.bigquery.insert_all import as_failure, insert_now
+from lorc_eventlog.bigquery.failures import as_failure
+from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
 from lorc_eventlog.delivery.writer import WriterStats

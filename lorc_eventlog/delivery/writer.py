@@ -10,15 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorc_eventlog.bigquery.client import import_guard, open_client, renew_connections
-from lorc_eventlog.bigquery.insert_all import (
-    REQUEST_TIMEOUT,
-    Answer,
-    RequestRefusedError,
-    TryAgainError,
-    as_failure,
-    insert_rows,
-)
+from lorc_eventlog.bigquery.client import import_guard, open_client, prepare, renew_connections
+from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError, as_failure
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, Answer, insert_rows
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import (
     MAX_SECONDS,
@@ -155,6 +149,7 @@ class EventWriter:
         self._spool_durable = spool_sync == "full"
         self._client = bq_client
         _import_now_what_is_needed_later()
+        prepare()
         self._begin()
         processes.writers.add(self)
         processes.copied_by_a_fork.add(self)

@@ -21,17 +21,14 @@ from wrapt import FunctionWrapper
 import lorc_eventlog.bigquery.insert_all
 from clients import make_client
 from lorc_eventlog import build_envelope
-from lorc_eventlog.bigquery.insert_all import (
+from lorc_eventlog.bigquery.failures import (
     MAX_MESSAGE,
-    Answer,
     RequestRefusedError,
     TryAgainError,
-    _as_answer,
     as_failure,
-    insert_now,
-    insert_rows,
-    redact,
 )
+from lorc_eventlog.bigquery.insert_all import Answer, _as_answer, insert_now, insert_rows
+from lorc_eventlog.bigquery.redaction import redact
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.events.row import Row
 from scripted_bigquery import (
