@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from google.cloud import bigquery
 from clients import Query, make_client
 from emulator import running_emulator
 from lorc_eventlog import create_events_table
+from lorc_eventlog.diagnostics import is_about_delivery
 from scripted_bigquery import ScriptedBigQuery
 
 # A shell in the background starts programs with SIGINT ignored, and ours would inherit that.
@@ -28,6 +30,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(PROCESS):
             item.add_marker(pytest.mark.process)
+
+
+PRIVATE_WORDS = ("PrivateWord", "patient-17", "patient-0815", "kidney")
+"""What the tests put into payloads and subject_ids."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,  # noqa: ARG001  pytest's name
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no test pass during which anything private was printed."""
+    report = yield
+    if call.when == "teardown" and report.passed:  # the sections are those of the whole test
+        printed = "".join(text for name, text in report.sections if "log" not in name)
+        said = [word for word in PRIVATE_WORDS if word in printed]
+        if said:
+            report.outcome = "failed"
+            report.longrepr = f"what was printed holds what is private: {said}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_private_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever goes wrong: no diagnostic holds a payload or a subject_id, whatever its level."""
+    caplog.set_level(logging.DEBUG, logger="lorc_eventlog")
+    yield
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    texts = [logging.Formatter().format(record) for record in records if is_about_delivery(record)]
+    assert [text for text in texts if any(word in text for word in PRIVATE_WORDS)] == []
 
 
 @pytest.fixture(autouse=True)
