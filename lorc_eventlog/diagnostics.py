@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import threading
 from collections import deque
-from collections.abc import Iterator
 
 logger = logging.getLogger("lorc_eventlog")
 
@@ -40,42 +38,6 @@ class Throttle:
             return False
         self._open_at[kind] = now + self._interval
         return True
-
-
-class ForkGuard:
-    """Keeps a fork from coming in the middle of a message of a sender thread.
-
-    Python's ``stderr`` has a lock that nobody releases in the child of a fork: if a thread of the
-    parent was writing, the child would wait for it for ever. A fork waits for the message to end,
-    but for a handler that hangs only so long.
-    """
-
-    PATIENCE = 5.0
-    """Seconds."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # a handler may itself fork
-        self._forking = threading.local()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let no fork come in between."""
-        with self._lock:
-            yield
-
-    def before_fork(self) -> None:
-        """Wait for a message that is being written."""
-        self._forking.has_lock = self._lock.acquire(timeout=self.PATIENCE)
-
-    def after_fork_in_parent(self) -> None:
-        """Let messages be written again."""
-        if getattr(self._forking, "has_lock", False):
-            self._forking.has_lock = False
-            self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew: the thread that may have held the lock is not here."""
-        self._lock = threading.RLock()
 
 
 class Notes:

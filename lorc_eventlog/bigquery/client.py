@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.table import events_project
+from lorc_eventlog.lifecycle.fork import ForkLock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -18,11 +19,10 @@ EMULATOR_VARIABLE = "BIGQUERY_EMULATOR_HOST"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
 EMULATOR_PROJECT = "test-project"
 
-import_guard = threading.RLock()
+import_guard = ForkLock(fork_waits=60.0, others_wait=5.0)
 """Held while Google's client is imported in the background.
 
-A fork in the middle of an import would leave the child with a module that is locked for ever, so
-the writer's fork hook takes this lock first.
+A fork in the middle of an import would leave the child with a module that is locked for ever.
 """
 
 _abandoned: list[Any] = []
@@ -53,14 +53,9 @@ def open_client() -> Client:
         google.auth.exceptions.DefaultCredentialsError: There are no credentials.
         OSError: There is no project.
     """
-    with import_guard:
-        # What the client would import later, in the middle of its work, included.
-        import google.auth._default
-        import google.auth.compute_engine
-        import google.oauth2.credentials
-        import google.oauth2.service_account  # noqa: F401
-        from google.auth.credentials import AnonymousCredentials
-        from google.cloud import bigquery
+    import_guard.run(_import_google)
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import bigquery
 
     host = os.environ.get(EMULATOR_VARIABLE)
     if not host:
@@ -70,6 +65,15 @@ def open_client() -> Client:
         credentials=AnonymousCredentials(),
         client_options={"api_endpoint": host if "://" in host else f"http://{host}"},
     )
+
+
+def _import_google() -> None:
+    # What the client would import later, in the middle of its work, included.
+    import google.auth._default
+    import google.auth.compute_engine
+    import google.cloud.bigquery
+    import google.oauth2.credentials
+    import google.oauth2.service_account  # noqa: F401
 
 
 def renew_connections(client: Client) -> None:

@@ -17,7 +17,7 @@ from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import Row, finish, row_at
-from lorc_eventlog.lifecycle import processes
+from lorc_eventlog.lifecycle import fork
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -76,7 +76,7 @@ class ForegroundWriter:
             events_table()
         self._client = bq_client
         self._begin()
-        processes.copied_by_a_fork.add(self)
+        fork.register(self)
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
@@ -107,6 +107,7 @@ class ForegroundWriter:
         """Deliver ``row``, as :meth:`submit` does an envelope."""
         if capture.in_use and capture.take(row):
             return
+        fork.restart_if_forked()
         finish(row)
         try:
             insert_now(self._own_client(), events_table(), row)
@@ -127,6 +128,7 @@ class ForegroundWriter:
 
     def stats(self) -> WriterStats:
         """Return the counters; an event that was not delivered in the call is ``rejected``."""
+        fork.restart_if_forked()
         with self._lock:
             return WriterStats(
                 submitted=self._delivered + self._rejected,
@@ -147,7 +149,8 @@ class ForegroundWriter:
                 raise RuntimeError(msg) from error
         return self._client
 
-    def _start_anew_in_child(self) -> None:
+    def restart_in_child(self) -> None:
+        """Leave the parent's connections to the parent."""
         if self._client is not None:
             renew_connections(self._client)
         self._begin()

@@ -27,7 +27,8 @@ from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_envelope, to_row
 from lorc_eventlog.events.row import Row, draft_at, finish, row_bytes
-from lorc_eventlog.lifecycle import processes
+from lorc_eventlog.lifecycle import exit as process_exit
+from lorc_eventlog.lifecycle import fork
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -45,6 +46,16 @@ SHORTEST_WATCH = 0.05
 
 MAX_BATCH_ROWS = 50_000
 """BigQuery takes no more rows in a request, and recommends about 500."""
+
+_unclosed: set[EventWriter] = set()
+"""Keeps a writer alive, although nobody else does, until what it holds is delivered."""
+
+_messages = fork.ForkLock(fork_waits=5.0)
+"""Keeps a fork from coming in the middle of a message of a sender thread.
+
+Python's ``stderr`` has a lock that nobody releases in the child of a fork: if a thread of the
+parent was writing, the child would wait for it for ever.
+"""
 
 DeadLetterCallback = Callable[[Envelope, str], object]
 
@@ -151,8 +162,8 @@ class EventWriter:
         _import_now_what_is_needed_later()
         prepare()
         self._begin()
-        processes.writers.add(self)
-        processes.copied_by_a_fork.add(self)
+        fork.register(self)
+        process_exit.register(self)
         self._look_for_events_of_the_dead()
 
     def _begin(self) -> None:
@@ -232,6 +243,8 @@ class EventWriter:
         """Take ``row`` for delivery, as :meth:`submit` takes an envelope."""
         if capture.in_use and self._is_captured(row):
             return
+        if not fork.page[0]:
+            fork.restart_if_forked()
         size = row_bytes(row)
         # Not acquire() and try: a signal handler that raises in between would leave it locked.
         with self._lock:
@@ -338,6 +351,7 @@ class EventWriter:
             Whether everything submitted before the call is in BigQuery, or was given up and
             reported. False says that ``timeout`` came first; the events stay in the buffer.
         """
+        fork.restart_if_forked()
         deadline = None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
         with self._lock:
             position = self._hurry()
@@ -375,6 +389,7 @@ class EventWriter:
         if self._spool_dir is None:
             msg = "spool_dir is not set: there is nothing to drain"
             raise ValueError(msg)
+        fork.restart_if_forked()
         if not capture.is_active():
             self._find_table()
         if self._spool is None:  # made while events are captured
@@ -399,6 +414,7 @@ class EventWriter:
         What could not be delivered by then is reported, and still sent as long as the process
         lives. Events that are submitted later are delivered too: the writer starts again.
         """
+        fork.restart_if_forked()
         if self._exit_deadline is None:  # else it is done
             self._close_by(time.monotonic() + self.close_timeout, logger.error)
 
@@ -422,7 +438,7 @@ class EventWriter:
             self._say_what_is_left(say)
         if left:
             return
-        processes.unclosed.discard(self)
+        _unclosed.discard(self)
         for sender in senders:
             sender.join(max(0.0, deadline - time.monotonic()))
 
@@ -437,6 +453,7 @@ class EventWriter:
 
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""
+        fork.restart_if_forked()
         with self._lock:
             buffered = self._buffered
             return WriterStats(
@@ -477,8 +494,8 @@ class EventWriter:
             name=f"lorc_eventlog-sender-{len(self._senders) + 1}",
             daemon=True,
         )
-        processes.unclosed.add(self)
-        processes.deliver_before_the_process_ends()
+        _unclosed.add(self)
+        process_exit.watch_pools()
         self._senders.add(sender)
         try:
             sender.start()
@@ -525,14 +542,13 @@ class EventWriter:
                 self._backlog.is_watched = False
             self._senders.discard(threading.current_thread())
             if self._closed and not self._buffered:
-                processes.unclosed.discard(self)
+                _unclosed.discard(self)
                 if self._spool is not None:
                     self._spool.close()
             return None
 
     def _say(self) -> None:
-        with processes.fork_guard.held():
-            self._notes.say()
+        _messages.run(self._notes.say)
 
     def _say_without_lock(self) -> None:
         self._lock.release()
@@ -640,11 +656,7 @@ class EventWriter:
             self._answered(batch, answer)
 
     def _open_client(self) -> Client:
-        with import_guard:
-            # requests imports these with its first request, where a fork may come in between:
-            # every request of the child would wait for that import for ever.
-            import encodings.idna  # noqa: F401
-            import netrc  # noqa: F401
+        import_guard.run(_import_what_requests_needs)
         if self._client is None:
             try:
                 self._client = open_client()
@@ -735,7 +747,14 @@ class EventWriter:
 
     # Exit and fork
 
-    def _finish(self, deadline: float) -> None:
+    def hasten(self, now: float) -> None:
+        """Send what is buffered at once: the process ends."""
+        with self._lock:
+            self._backlog.hasten(now)
+            self._hurry()
+
+    def finish(self, deadline: float) -> None:
+        """Deliver what is buffered by ``deadline``, or say what is left."""
         with self._lock:
             if self._exit_deadline is not None:
                 return  # multiprocessing's exit came first
@@ -746,12 +765,23 @@ class EventWriter:
         """Deliver what is logged after our exit function ran: nothing later would."""
         self._close_by(self._exit_deadline or 0.0, say_on_stderr)
 
-    def _start_anew_in_child(self) -> None:
-        """The parent delivers what is buffered; the child has its own buffer and connections."""
+    def restart_in_child(self) -> None:
+        """Leave what is buffered, and the connections, to the parent."""
+        self._begin()
         self._client = self._given_client
         if self._client is not None:
             renew_connections(self._client)
-        self._begin()
+        _unclosed.discard(self)
+        process_exit.register(self)
+
+
+def _import_what_requests_needs() -> None:
+    """Import what requests would import with its first request.
+
+    A fork may come in between: every request of the child would wait for that import for ever.
+    """
+    import encodings.idna  # noqa: F401
+    import netrc  # noqa: F401
 
 
 def _import_now_what_is_needed_later() -> None:

@@ -8,60 +8,50 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from lorc_eventlog.lifecycle import fork
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENCE = 1.0
-"""Seconds. A fork that holds the lock may wait for a lock of the thread that opens a file."""
-
-_lock = threading.RLock()
-_open: set[int] = set()
+_no_fork_between = fork.ForkLock(fork_waits=5.0)
+_open: dict[int, os.stat_result] = {}
 
 
 def open_here(path: Path, flags: int) -> int:
     """Open ``path``, readable by its owner alone if it is made, in this process only."""
-    with _no_fork_between():
-        descriptor = os.open(path, flags, 0o600)
-        _open.add(descriptor)
+    return _no_fork_between.run(_open_here, path, flags)
+
+
+def _open_here(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags, 0o600)
+    _open[descriptor] = os.fstat(descriptor)
     return descriptor
 
 
 def close(descriptor: int) -> None:
     """Close what :func:`open_here` opened."""
-    with _no_fork_between():
-        _open.discard(descriptor)
-        os.close(descriptor)
+    _no_fork_between.run(_close, descriptor)
 
 
-@contextlib.contextmanager
-def _no_fork_between() -> Iterator[None]:
-    lock = _lock
-    locked = lock.acquire(timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        if locked:
-            lock.release()
+def _close(descriptor: int) -> None:
+    _open.pop(descriptor, None)
+    os.close(descriptor)
 
 
-def before_fork() -> None:
-    """Wait until no thread is in the middle of opening or closing one."""
-    _lock.acquire()
+class _Copies:
+    def restart_in_child(self) -> None:
+        """Close the child's copies.
+
+        The child of a fork in C may have closed them long ago, and have other files in their
+        place: those stay open.
+        """
+        while _open:
+            descriptor, file = _open.popitem()
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), file):
+                    os.close(descriptor)
 
 
-def after_fork_in_parent() -> None:
-    """Let them be opened again."""
-    _lock.release()
-
-
-def after_fork_in_child() -> None:
-    """Leave them to the parent."""
-    global _lock  # noqa: PLW0603  that of the parent may be held by a thread that is not here
-    _lock = threading.RLock()
-    while _open:
-        with contextlib.suppress(OSError):  # closed by a thread that waited no longer
-            os.close(_open.pop())
+fork.register_first(_Copies())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
@@ -26,14 +27,20 @@ class Lock:
     Re-entrant, because a signal handler or a destructor may log while its thread has the lock. The
     inner ``run`` then neither takes nor releases anything: if an exception ended it before it took
     the lock, its release would give up what the outer one holds.
+
+    Args:
+        patience: Seconds that an action waits at most for the lock; then it runs without. None
+            waits for as long as it takes.
     """
 
     __slots__ = ("_acquire", "_nested", "_release", "_type", "is_owned")
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float | None = None) -> None:
         rlock: Any = threading.RLock()
         self._type = type(rlock)
-        self._acquire: Callable[[], object] = rlock.acquire
+        self._acquire: Callable[..., object] = (
+            rlock.acquire if patience is None else partial(rlock.acquire, timeout=patience)
+        )
         self._release: Callable[[], object] = rlock.release
         self._nested = 0
         self.is_owned: Callable[[], bool] = rlock._is_owned
@@ -60,7 +67,7 @@ class Lock:
             # Not contextlib.suppress: a signal handler could raise in a call before the release.
             try:  # noqa: SIM105
                 self._release()
-            except RuntimeError:  # a signal handler raised before it was taken
+            except RuntimeError:  # not taken: a signal handler raised, or patience was at its end
                 pass
 
     def run_without(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
@@ -76,6 +83,17 @@ class Lock:
         finally:
             if not self.is_owned():
                 self._acquire()
+
+    def take(self, seconds: float) -> None:
+        """Take the lock, or give up after so long: for hooks that are called in pairs."""
+        self._acquire(timeout=seconds)
+
+    def give_back(self) -> None:
+        """Undo :meth:`take`. It is no error if the lock was not taken."""
+        try:  # noqa: SIM105
+            self._release()
+        except RuntimeError:
+            pass
 
     def condition(self) -> Condition:
         """Make a condition of this lock."""

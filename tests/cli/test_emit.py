@@ -17,7 +17,7 @@ from command_line import SECRET, SUBJECT, program, run
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.cli import emit_lines
 from lorc_eventlog.delivery import queue as backlog
-from lorc_eventlog.lifecycle import processes as lifetime
+from lorc_eventlog.lifecycle import exit as process_exit
 from scripted_bigquery import (
     Fault,
     ScriptedBigQuery,
@@ -248,7 +248,7 @@ def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, fault: Fault, what: str
 ) -> None:
     monkeypatch.setattr(emit_lines, "PATIENCE", 0.5)
-    writers = set(lifetime.writers)
+    writers = set(process_exit._participants)
     scripted.always(fault)
     started = time.monotonic()
     result = emit_lines_of('{"a": 1}')
@@ -256,7 +256,7 @@ def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
     said = f"✗ line 1 {what} in BigQuery, no line after 1 is: "
     assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
     assert (result.stdout, result.exit_code) == ("", 1)
-    assert set(lifetime.writers) <= writers  # one would go on in the background
+    assert set(process_exit._participants) <= writers  # one would go on in the background
 
 
 def test_emit_names_each_line_that_bigquery_puts_off(

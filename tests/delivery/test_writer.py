@@ -37,7 +37,6 @@ from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter
 from lorc_eventlog.delivery import writer as writer_module
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.events.row import row_bytes
-from lorc_eventlog.lifecycle import processes as lifetime
 from scripted_bigquery import ScriptedBigQuery, delay, hang, status
 
 # Delivery
@@ -288,7 +287,7 @@ def test_close_delivers_what_is_buffered_and_ends_the_threads(
     assert numbers_in(scripted) == list(range(10))
     assert senders
     assert not any(sender.is_alive() for sender in senders)
-    assert writer not in lifetime.unclosed
+    assert writer not in writer_module._unclosed
 
 
 def test_close_may_be_called_again_and_again(scripted: ScriptedBigQuery) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from harness import PRIVATE, numbers_in, run_program, running_writer, start_program
+from lorc_eventlog import EventWriter
+from lorc_eventlog.lifecycle import exit as process_exit
 from scripted_bigquery import ScriptedBigQuery, hang, status
 
 WAYS = {
@@ -117,9 +120,28 @@ def test_the_second_of_two_exits_waits_no_more(scripted: ScriptedBigQuery) -> No
     """multiprocessing's exit functions come before atexit's, and both deliver."""
     with running_writer() as writer:
         writer.emit("a.b", {}, source="s")
-        writer._finish(time.monotonic() + 10)
+        writer.finish(time.monotonic() + 10)
         assert len(scripted.rows) == 1
         scripted.always(hang())
-        writer._finish(time.monotonic() + 10)
+        writer.finish(time.monotonic() + 10)
         assert scripted.requests[-1].fault is None
         scripted.healthy()
+
+
+def test_a_writer_that_is_made_while_the_process_ends_does_not_stop_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Changing:
+        def __init__(self) -> None:
+            self.looks = 0
+
+        def __iter__(self) -> Iterator[EventWriter]:
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("Set changed size during iteration")
+            return iter(())
+
+    changing = Changing()
+    monkeypatch.setattr(process_exit, "_participants", changing)
+    process_exit.finish_all()
+    assert changing.looks == 2

@@ -35,7 +35,7 @@ from harness import (
 )
 from lorc_eventlog import EventWriter
 from lorc_eventlog.bigquery import client as client_module
-from lorc_eventlog.lifecycle import processes as lifetime
+from lorc_eventlog.delivery import writer as writer_module
 from scripted_bigquery import ScriptedBigQuery, delay, status
 
 CHILDREN = 4
@@ -261,7 +261,7 @@ from scripted_bigquery import ScriptedBigQuery, malformed_json, reset, status
 
 class Recorder:
     def find_spec(self, name, path=None, target=None):
-        if threading.current_thread().name.startswith("lorc") and not import_guard._is_owned():
+        if threading.current_thread().name.startswith("lorc") and not import_guard.is_owned:
             unguarded.append(name)
 
 backlog.MAX_PAUSE = 0.01
@@ -342,52 +342,29 @@ def test_a_fork_does_not_hold_up_a_thread_that_has_a_lock_of_another_hook(
     )
 
 
-def test_a_fork_whose_hook_was_interrupted_leaves_no_lock_behind() -> None:
-    lifetime._after_fork_in_parent()
-    assert fork_and_wait(lambda: True) == 0
-    with client_module.import_guard:
-        pass
-
-
-def test_a_writer_that_is_made_while_the_process_ends_does_not_stop_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Changing:
-        def __init__(self) -> None:
-            self.looks = 0
-
-        def __iter__(self) -> Iterator[EventWriter]:
-            self.looks += 1
-            if self.looks == 1:
-                raise RuntimeError("Set changed size during iteration")
-            return iter(())
-
-    changing = Changing()
-    monkeypatch.setattr(lifetime, "writers", changing)
-    lifetime._finish_all()
-    assert changing.looks == 2
-
-
 def test_a_fork_waits_for_the_import_of_googles_client() -> None:
-    with client_module.import_guard:
-        forked = threading.Event()
+    forked = threading.Event()
 
-        def fork() -> None:
-            assert fork_and_wait(lambda: True) == 0
-            forked.set()
+    def fork() -> None:
+        assert fork_and_wait(lambda: True) == 0
+        forked.set()
 
-        thread = threading.Thread(target=fork)
-        thread.start()
+    forking = threading.Thread(target=fork)
+
+    def import_it() -> None:
+        forking.start()
         assert not forked.wait(0.2)
-    thread.join()
+
+    client_module.import_guard.run(import_it)
+    forking.join()
     assert forked.is_set()
 
 
 def test_a_child_forgets_the_writers_that_only_the_parent_keeps(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         writer.submit(make_event(1))
-        assert writer in lifetime.unclosed
-        assert fork_and_wait(lambda: not lifetime.unclosed) == 0
+        assert writer in writer_module._unclosed
+        assert fork_and_wait(lambda: not writer_module._unclosed) == 0
 
 
 def test_a_child_does_not_wait_for_a_lock_of_the_client_that_a_thread_of_the_parent_held(

@@ -1,0 +1,114 @@
+"""Delivers pending events before the process ends, in whichever way Python code can end it.
+
+Python's exit functions do not run in the processes of multiprocessing, billiard and Celery, which
+end by ``os._exit``. Each of them has a hook of its own, and clears or ignores it in the child of a
+fork. So the hooks are looked after in the child, before each fork and when a sender starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import time
+import weakref
+from typing import Any, Protocol
+
+from lorc_eventlog.lifecycle import fork
+
+POOLS = ("multiprocessing.util", "billiard.util")
+
+LAST = -100
+"""The priority of a finalizer that runs after all others, which may log."""
+
+
+class Participant(Protocol):
+    """Something that has to be finished before the process ends."""
+
+    @property
+    def close_timeout(self) -> float:
+        """How many seconds that may take."""
+
+    def hasten(self, now: float) -> None:
+        """Begin at once, without waiting for anything that could be put off."""
+
+    def finish(self, deadline: float) -> None:
+        """Finish by ``deadline``, in monotonic seconds. It may be called more than once."""
+
+
+_participants: weakref.WeakSet[Participant] = weakref.WeakSet()
+
+
+def register(participant: Participant) -> None:
+    """Finish ``participant`` before this process ends, if it still exists by then."""
+    _participants.add(participant)
+
+
+def finish_all(**_: object) -> None:
+    """Finish all: called by atexit, multiprocessing and, with arguments, Celery."""
+    fork.restart_if_forked()  # a child that logged nothing holds what its parent delivers
+    started = time.monotonic()
+    ending = _living()
+    for participant in ending:
+        participant.hasten(started)
+    for participant in ending:
+        participant.finish(started + participant.close_timeout)
+
+
+def _living() -> list[Participant]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread makes one just now
+            return list(_participants)
+
+
+class _Pools:
+    """The hooks of multiprocessing, billiard and Celery, as far as they are imported."""
+
+    def __init__(self) -> None:
+        self._finalizers: dict[str, Any] = {}
+        self._told_of_forks: set[str] = set()
+
+    def watch(self, _: object = None) -> None:
+        """Set each hook that is not set, or that a pool has cleared."""
+        for name in POOLS:
+            # Another thread may be importing it: then it lacks what it defines last.
+            util = sys.modules.get(name)
+            if hasattr(util, "register_after_fork") and hasattr(util, "Finalize"):
+                self._watch_pool(name, util)
+        shutdown = getattr(sys.modules.get("celery.signals"), "worker_process_shutdown", None)
+        if shutdown is not None:  # Celery's processes run no finalizers
+            shutdown.connect(finish_all, weak=False, dispatch_uid=__name__)
+
+    def _watch_pool(self, name: str, util: Any) -> None:
+        if name not in self._told_of_forks:
+            self._told_of_forks.add(name)
+            # The child's first act is to clear all finalizers, and its second to call these.
+            util.register_after_fork(self, _Pools.watch)
+        finalizer = self._finalizers.get(name)
+        if finalizer is None or not finalizer.still_active():
+            self._finalizers[name] = util.Finalize(None, finish_all, exitpriority=LAST)
+
+    def restart_in_child(self) -> None:
+        """Forget the finalizers, which do nothing in another process than theirs."""
+        self._finalizers = {}
+
+
+class _Registry:
+    """Empty in a child: what the parent has to finish is not the child's."""
+
+    def restart_in_child(self) -> None:
+        """Forget all."""
+        global _participants  # noqa: PLW0603  one assignment, whole for every thread
+        _participants = weakref.WeakSet()
+
+
+_pools = _Pools()
+watch_pools = _pools.watch
+fork.register_first(_Registry())
+fork.register_first(_pools)
+
+# Registered with the import, so that it runs after the exit functions of the application.
+atexit.register(finish_all)
+if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
+    os.register_at_fork(before=watch_pools)
