@@ -7,6 +7,7 @@ again what is not in BigQuery.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from io import BufferedReader
@@ -14,10 +15,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError
-from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_rows
+from lorc_eventlog.bigquery.insert_all import LIMITS, REQUEST_TIMEOUT, insert_rows
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.delivery.queue import Backlog, Batch
-from lorc_eventlog.events.row import row_bytes
+from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal, RefusedRow
+from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -146,15 +147,22 @@ class _Delivery:
         self.may_have_stored_others = False
         self._client = client
         self._count = len(rows)
-        self._backlog = Backlog(batch_rows=BATCH_ROWS, flush_interval=0.0)
+        self._queue = DeliveryQueue(
+            batch_rows=BATCH_ROWS,
+            flush_interval=0.0,
+            capacity=sys.maxsize,
+            capacity_bytes=sys.maxsize,
+            limits=LIMITS,
+        )
+        now = time.monotonic()
         for row in rows:
-            self._backlog.add(row, row_bytes(row))
-        self._give_up_at = time.monotonic() + PATIENCE
+            self._queue.add(row, now)
+        self._give_up_at = now + PATIENCE
 
     def run(self) -> None:
         """Send until all is settled, or it is time to give up."""
         while len(self.settled) < self._count and (now := time.monotonic()) < self._give_up_at:
-            batch, seconds = self._backlog.take(now)
+            batch, seconds, _ = self._queue.take(now, alone=True)
             if batch is None:
                 time.sleep(min(seconds or 0.0, self._give_up_at - now))
             else:
@@ -162,19 +170,24 @@ class _Delivery:
 
     def _send(self, batch: Batch, started: float) -> None:
         timeout = min(REQUEST_TIMEOUT, self._give_up_at - started)
+        now = time.monotonic
+        queue = self._queue
         try:
             answer = insert_rows(self._client, events_table(), batch.rows, timeout=timeout)
-        except RequestRefusedError as refusal:
-            if self._backlog.refused(batch, started):
-                self._give_up(batch, str(refusal))
+        except RequestRefusedError as error:
+            refusal = Refusal(Reason(str(error)), is_about_size=str(error).startswith("413"))
+            self._give_up(batch, queue.refused(batch, refusal, now()).dead)
         except TryAgainError as failure:
             self._failed(batch, failure, started)
         else:
-            for index, row in enumerate(batch.rows):
-                if index not in answer.again:
-                    self._settle(row, answer.refused.get(index))
-            again = [batch.rows[index] for index in answer.again]
-            self._backlog.passed(batch, again, time.monotonic())
+            refused = tuple(
+                RefusedRow(index, Reason(why), why, is_about_payload=True)
+                for index, why in answer.refused.items()
+            )
+            verdict = queue.succeeded(batch, Answer(refused, tuple(answer.again)), now())
+            for row in verdict.stored:
+                self._settle(row, None)
+            self._give_up(batch, verdict.dead)
 
     def _failed(self, batch: Batch, failure: TryAgainError, started: float) -> None:
         self.failure = str(failure)
@@ -184,14 +197,24 @@ class _Delivery:
         now = time.monotonic()
         if failure.what_to_do is not None:  # time does not mend it
             self._give_up_at = now
-        elif self._backlog.failed(
-            batch, may_be_the_rows=failure.may_be_the_rows, started=started, now=now
-        ):
-            self._give_up(batch, str(failure))
+            return
+        verdict = self._queue.failed(
+            batch,
+            Failure(
+                Reason(self.failure),
+                what_to_do=None,
+                may_be_the_rows=failure.may_be_the_rows,
+                stored="unknown",
+            ),
+            started=started,
+            now=now,
+        )
+        self._give_up(batch, verdict.dead)
 
-    def _give_up(self, batch: Batch, reason: str) -> None:
-        self._backlog.given_up(batch)
-        self._settle(batch.rows[0], reason)
+    def _give_up(self, batch: Batch, dead: list[DeadLetter]) -> None:
+        self._queue.dead_lettered(batch, dead)
+        for letter in dead:
+            self._settle(letter.row, letter.reason.text)
 
     def _settle(self, row: Row, refusal: str | None) -> None:
         self.settled[row["event_id"]] = refusal

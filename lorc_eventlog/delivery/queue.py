@@ -1,26 +1,26 @@
-"""What waits to be sent: fresh rows, batches in flight, batches to send again, and when.
+"""Decides what to send next, and what a failure means: an outage, or a poisonous row.
 
-Plain data without threads: the writer holds its lock around every call and passes the time. Which
-failures mean an outage (all wait) and which a poisonous row (it alone waits) is decided here.
+Pure bookkeeping: the caller holds the lock and passes the time.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from lorc_eventlog.events.payload import MOST_BYTES_A_CHARACTER, wire_size
+from lorc_eventlog.events.payload import MOST_BYTES_A_CHARACTER
 from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
+    from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
     from lorc_eventlog.events.row import Row
 
-MAX_REQUEST_BYTES = 9_000_000
-"""BigQuery refuses requests over 10 MB; the rest is for what is not payload."""
+SMALL_ROW = 16_384
+"""Bytes that an event rarely exceeds; see :attr:`DeliveryQueue.inbox_room`."""
 
 MAX_PAUSE = 60.0
 """Seconds at most between two tries in an outage."""
@@ -29,11 +29,11 @@ FIRST_PAUSE = 0.25
 LAST_PAUSE = 1.0
 """Seconds at most between two tries when the process ends, and has no time for longer ones."""
 
-TRIES_BEFORE_SCOUT = 2
-"""So often must a batch fail until one of its rows goes alone, to see whether any passes."""
+TRIES_BEFORE_CANARY = 2
+"""After this many failures, one row of the batch is sent alone to see whether any gets through."""
 
-TRIES_OF_A_SCOUT = 3
-"""So often must that one fail until the next goes."""
+TRIES_OF_A_CANARY = 3
+"""After this many failures of that row, another one may be sent alone."""
 
 PROOFS_AGAINST_A_ROW = 3
 """So often must a row have failed, while all others passed in between, to be given up..."""
@@ -47,9 +47,6 @@ FAILURES_IN_SILENCE = 6
 PATIENCE_IN_SILENCE = 15.0
 """... and for so many seconds, while nothing else fails."""
 
-_MOST_ROW_BYTES = 1_000
-"""About how large a row is in a request without its payload, escaped and with its insertId."""
-
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -57,7 +54,7 @@ class Batch:
 
     rows: list[Row]
     position: int
-    """How many rows had been submitted before its first."""
+    """How many rows had been added before its first."""
     tries: int = 0
     due: float = 0.0
     failing_since: float | None = None
@@ -72,27 +69,93 @@ class Batch:
     """How often in a row it failed, since a proof, while nothing else did."""
 
 
-class Backlog:
-    """The rows that are not yet settled. Not thread-safe: the writer's lock guards it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class DeadLetter:
+    """A row that BigQuery will never take, or that made room for others, and why."""
 
-    def __init__(self, *, batch_rows: int, flush_interval: float) -> None:
+    row: Row
+    reason: Reason
+    position: int
+    """How many rows had been added before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of the rows of a batch; those that are not named are sent again."""
+
+    stored: list[Row] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+
+
+class Take(NamedTuple):
+    """What a sender does next."""
+
+    batch: Batch | None = None
+    """What to send now."""
+    wait: float | None = None
+    """If there is nothing: seconds until there may be. None: only a new row, a flush or the end
+    of a request can change it."""
+    chore: Callable[[], object] | None = None
+    """What to run outside the lock (:class:`lorc_eventlog.delivery.spooled_queue`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Rows that BigQuery refuses for a reason that may be the table's."""
+
+    count: int
+    """How many they are."""
+    reason: Reason
+    """Why the latest of them were refused..."""
+    rows: list[Row]
+    """... and these: the reason may quote them (:meth:`Reason.told`)."""
+
+
+class DeliveryQueue:
+    """The rows that are not yet settled, and what to do with them next.
+
+    Not thread-safe, and no method may be entered from within another one. A result that comes for
+    a batch which is already decided changes nothing.
+
+    Args:
+        batch_rows: The most rows in one request.
+        flush_interval: Seconds after which rows are sent that are no full batch.
+        capacity: The most rows that are held.
+        capacity_bytes: The most bytes that they are together.
+        limits: What the transport takes in one request.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_rows: int,
+        flush_interval: float,
+        capacity: int,
+        capacity_bytes: int,
+        limits: Limits,
+    ) -> None:
+        self.stored = 0
+        """Rows that BigQuery has."""
+        self.dead = 0
+        """Rows that became dead letters."""
+        self.dropped = 0
+        """Rows in doubt that made room for others."""
         self.fresh: deque[Row] = deque()
         self.fresh_bytes = 0
         self.fresh_since = 0.0
-        self.held = 0
-        """Rows that are not yet settled..."""
-        self.held_bytes = 0
-        """... and how large they are together."""
-        self.is_watched = False
-        """Whether a sender looks for fresh rows at least every ``flush_interval``."""
-        self.flush_to = 0
-        """Rows before this position are sent without waiting for a full batch."""
-        self._batch_rows = batch_rows
+        self._held = 0
+        self._held_bytes = 0
+        self._batch_rows = min(batch_rows, limits.rows)
         self._flush_interval = flush_interval
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._limits = limits
+        self._flush_to = 0
         self._taken = 0
         self._skipped = 0
         self._in_flight: set[Batch] = set()
         self._again: list[Batch] = []
+        self._letters: dict[DeadLetter, None] = {}
         self._longest_pause = MAX_PAUSE
         self._failures = 0
         self._failed_at = 0.0
@@ -100,6 +163,18 @@ class Backlog:
         self._passes = 0
         self._first_failures = 0
         self._all_failures = 0
+
+    # What it holds
+
+    @property
+    def held(self) -> int:
+        """How many rows are not settled, those in flight included."""
+        return self._held
+
+    @property
+    def held_bytes(self) -> int:
+        """How large they are together."""
+        return self._held_bytes
 
     @property
     def position(self) -> int:
@@ -114,58 +189,122 @@ class Backlog:
     @property
     def holds_full_batch(self) -> bool:
         """Whether fresh rows need not wait for more."""
-        return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= MAX_REQUEST_BYTES
+        return len(self.fresh) >= self._batch_rows or self.fresh_bytes >= self._limits.request_bytes
 
-    def add(self, row: Row, size: int) -> bool:
-        """Take a fresh row of ``size`` bytes; whether it makes a batch full.
+    @property
+    def inbox_room(self) -> int:
+        """How many rows of at most ``SMALL_ROW`` bytes may gather elsewhere before they are added.
+
+        Until then they make no batch full, and the bounds hold.
+        """
+        until_full = self._batch_rows - len(self.fresh)
+        if until_full <= 0:
+            until_full = self._batch_rows + 1
+        room = self._capacity - self._held
+        room_bytes = (self._capacity_bytes - self._held_bytes) // SMALL_ROW
+        return max(0, min(until_full - 1, room, room_bytes))
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What an operator must mend so that BigQuery takes rows again."""
+        return None
+
+    def has_room(self, size: int) -> bool:
+        """Whether a row of ``size`` bytes may be added."""
+        return self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
+
+    def settled(self, position: int) -> bool:
+        """Whether every row before ``position`` is stored, a dead letter or dropped."""
+        return (
+            self._taken >= position
+            and all(batch.position >= position for batch in (*self._in_flight, *self._again))
+            and all(letter.position >= position for letter in self._letters)
+        )
+
+    # Rows come in
+
+    def accept(self, row: Row, now: float) -> bool:
+        """Add ``row`` if there is room; whether there was."""
+        if not self.has_room(row_bytes(row)):
+            return False
+        self.add(row, now)
+        return True
+
+    def add(self, row: Row, now: float) -> None:
+        """Add a fresh row.
 
         A signal handler that raises leaves the row out, or in and counted: Python calls one at
         the end of a call, and there is none between the counts and the append.
         """
-        fresh = self.fresh
-        append = fresh.append
-        count = len(fresh)
-        if count == 0:
-            self.fresh_since = time.monotonic()
-        self.held += 1
-        self.held_bytes += size
-        self.fresh_bytes = fresh_bytes = self.fresh_bytes + size
-        append(row)  # during which a signal handler may add another
-        return count < self._batch_rows <= len(fresh) or (
-            fresh_bytes >= MAX_REQUEST_BYTES > fresh_bytes - size
-        )
+        size = row_bytes(row)
+        append = self.fresh.append
+        if not self.fresh:
+            self.fresh_since = now
+        self._held += 1
+        self._held_bytes += size
+        self.fresh_bytes += size
+        append(row)
 
-    def settled(self, position: int) -> bool:
-        """Whether every row before ``position`` is delivered or given up."""
-        return self._taken >= position and all(
-            batch.position >= position for batch in (*self._in_flight, *self._again)
-        )
+    def absorb(self, inbox: deque[Row], since: float) -> None:
+        """Move all rows of ``inbox`` in; they came at ``since`` or later.
 
-    def take(self, now: float, *, alone: bool = False) -> tuple[Batch | None, float | None]:
-        """Return the batch to send now, or None and the seconds until there may be one.
+        A signal handler that raises neither loses nor doubles one: there is no call between the
+        changes, so that it comes before or after them.
+        """
+        while inbox:
+            row = inbox[0]
+            size = row_bytes(row)
+            if not self.fresh:
+                self.fresh_since = since
+            self._held += 1
+            self._held_bytes += size
+            self.fresh_bytes += size
+            self.fresh += (row,)
+            del inbox[0]
 
-        The seconds are None if only a new row, a flush or a finished request can change it.
-        With ``alone``, as in an outage, there is nothing to send while a request is on its way.
+    def skip(self, count: int) -> None:
+        """Count ``count`` rows that were expected after the fresh ones and will never come."""
+        self._skipped += count
+        if not self.fresh:
+            self._taken += self._skipped
+            self._skipped = 0
+
+    def request_flush(self, position: int | None = None) -> int:
+        """Send all rows before ``position`` (default: all) without waiting for a full batch."""
+        position = self.position if position is None else position
+        self._flush_to = max(self._flush_to, position)
+        return position
+
+    def drop_doubtful(self, size: int) -> list[DeadLetter]:  # noqa: ARG002
+        """Drop rows that are only in doubt until a row of ``size`` bytes has room."""
+        return []
+
+    # What to send
+
+    def take(self, now: float, *, alone: bool) -> Take:
+        """Return what to do now.
+
+        With ``alone``, as in an outage, there is nothing to send while a request is in flight.
         """
         if (alone or self._failures) and self._in_flight:
-            return None, None
+            return Take()
         if self._failures:
             resume_at = self._resume_at
             if len(self._again) == 1 and _suspicion(self._again[0])[0] > 1:
                 # One that fails is no outage yet: its long pauses are not for new rows.
                 resume_at = min(resume_at, self._fresh_due_at())
             if now < resume_at:
-                return None, resume_at - now
+                return Take(wait=resume_at - now)
             batch = self._probe(now)
         else:
             batch = self._take_again(now) or self._take_fresh(now)
         if batch is not None:
             self._in_flight.add(batch)
-            return batch, None
+            return Take(batch)
         times = [batch.due for batch in self._again]
         if self.fresh:
             times.append(self._fresh_due_at())
-        return None, min(times) - now if times else None
+        return Take(wait=min(times) - now if times else None)
 
     def _probe(self, now: float) -> Batch | None:
         # The oldest, but a suspect that failed twice gives way to what may show that it is one.
@@ -186,7 +325,7 @@ class Backlog:
     def _fresh_due_at(self) -> float:
         if not self.fresh:
             return math.inf
-        if self.holds_full_batch or self._taken < self.flush_to:
+        if self.holds_full_batch or self._taken < self._flush_to:
             return 0.0
         return self.fresh_since + self._flush_interval
 
@@ -196,7 +335,7 @@ class Backlog:
         # A destructor may log at any call here, so that the deque is never iterated over.
         count = min(len(self.fresh), self._batch_rows)
         rows = [self.fresh.popleft() for _ in range(count)]
-        fitting = _fitting(rows)
+        fitting = _fitting(rows, self._limits)
         self.fresh.extendleft(reversed(rows[fitting:]))
         del rows[fitting:]
         taken_bytes = sum(map(row_bytes, rows))
@@ -207,37 +346,52 @@ class Backlog:
         self.skip(0)
         return batch
 
-    def skip(self, count: int) -> None:
-        """Count ``count`` rows that were expected after the fresh ones and will never come."""
-        self._skipped += count
-        if not self.fresh:
-            self._taken += self._skipped
-            self._skipped = 0
+    # What became of it
 
-    def passed(self, batch: Batch, again: list[Row], now: float) -> None:
-        """``batch`` was answered and all its rows are settled, but for those to send ``again``."""
-        self._in_flight.discard(batch)
+    def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:
+        """BigQuery answered the request with ``batch``."""
+        if batch not in self._in_flight:
+            return Verdict()
+        dead = [
+            DeadLetter(batch.rows[refused.index], refused.reason, batch.position)
+            for refused in answer.refused
+        ]
+        unstored = {refused.index for refused in answer.refused}.union(answer.again)
+        stored = [row for index, row in enumerate(batch.rows) if index not in unstored]
+        again = [batch.rows[index] for index in answer.again]
+        stored_bytes = sum(map(row_bytes, stored))
+        due = now + self._jitter(batch.tries)
         self._passes += 1
         self._failures = 0
         if again:
-            due = now + self._jitter(batch.tries)
             self._again.append(
                 Batch(again, position=batch.position, tries=batch.tries + 1, due=due)
             )
+        self._letters.update(dict.fromkeys(dead))
+        self._in_flight.discard(batch)
+        self.stored += len(stored)
+        self._held -= len(stored)
+        self._held_bytes -= stored_bytes
+        return Verdict(stored, dead)
 
-    def refused(self, batch: Batch, now: float) -> bool:
-        """BigQuery refuses ``batch`` as a request; whether it is one row, and so given up."""
+    def refused(self, batch: Batch, refusal: Refusal, now: float) -> Verdict:
+        """BigQuery refused the request with ``batch`` as a whole."""
+        if batch not in self._in_flight:
+            return Verdict()
         self._failures = 0
         if len(batch.rows) == 1:
-            return True
+            return self._give_up(batch, refusal.reason)
         self._split(batch, slice(len(batch.rows) // 2), now)
-        return False
+        return Verdict()
 
-    def failed(self, batch: Batch, *, may_be_the_rows: bool, started: float, now: float) -> bool:
-        """The request that ``started`` with ``batch`` failed; whether it is given up.
+    def failed(self, batch: Batch, failure: Failure, *, started: float, now: float) -> Verdict:
+        """The request that ``started`` with ``batch`` failed.
 
-        It is, if it is a single row that failed time and again while everything else passed.
+        A single row that failed time and again while everything else passed is a dead letter.
         """
+        if batch not in self._in_flight:
+            return Verdict()
+        may_be_the_rows = failure.may_be_the_rows
         batch.tries += 1
         batch.is_suspect = may_be_the_rows
         proof = False
@@ -263,24 +417,56 @@ class Backlog:
         if len(batch.rows) > 1:
             if may_be_the_rows and batch.proofs:
                 self._split(batch, slice(len(batch.rows) // 2), now)
-                return False
-            if may_be_the_rows and batch.tries >= TRIES_BEFORE_SCOUT and not self._has_scout():
-                scout = len(batch.rows) // 3  # any would do
-                self._split(batch, slice(scout, scout + 1), now)
-                return False
+                return Verdict()
+            if may_be_the_rows and batch.tries >= TRIES_BEFORE_CANARY and not self._has_canary():
+                canary = len(batch.rows) // 3  # any would do
+                self._split(batch, slice(canary, canary + 1), now)
+                return Verdict()
         elif _is_proved(batch, now - batch.failing_since):
-            return True
-        self._in_flight.discard(batch)
+            return self._give_up(batch, failure.reason)
         batch.due = now  # in an outage, the pause is for all
         if may_be_the_rows:
             tries = 2 if proof else min(batch.tries, 4) if silence else batch.tries
             batch.due += self._jitter(tries)
-        self._again.append(batch)
-        return False
-
-    def given_up(self, batch: Batch) -> None:
-        """The last row of ``batch`` became a dead letter."""
         self._in_flight.discard(batch)
+        self._again.append(batch)
+        return Verdict()
+
+    def give_back(self, batch: Batch, now: float) -> None:
+        """Sending ``batch`` ended in an exception: one failed try, and no evidence against a row.
+
+        Changes nothing if the batch is decided already.
+        """
+        if batch not in self._in_flight:
+            return
+        batch.tries += 1
+        batch.due = now + self._jitter(batch.tries)
+        self._pause(now, now)
+        self._in_flight.discard(batch)
+        self._again.append(batch)
+
+    def dead_lettered(self, batch: Batch, letters: list[DeadLetter]) -> None:  # noqa: ARG002
+        """``letters``, of a verdict on ``batch``, are handed over: now they are settled."""
+        for letter in letters:
+            if letter in self._letters:
+                size = row_bytes(letter.row)
+                del self._letters[letter]
+                self.dead += 1
+                self._held -= 1
+                self._held_bytes -= size
+
+    def retry_now(self, now: float) -> None:
+        """The process ends: try at once, and go on with short pauses."""
+        self._longest_pause = LAST_PAUSE
+        self._resume_at = now
+        for batch in self._again:
+            batch.due = now
+
+    def _give_up(self, batch: Batch, reason: Reason) -> Verdict:
+        letter = DeadLetter(batch.rows[0], reason, batch.position)
+        self._letters[letter] = None
+        self._in_flight.discard(batch)
+        return Verdict(dead=[letter])
 
     def _pause(self, started: float, now: float) -> None:
         # Requests that were on their way together when an outage began count as one failure.
@@ -296,21 +482,15 @@ class Backlog:
         longest = min(self._longest_pause, FIRST_PAUSE * 2.0 ** min(tries, 16))
         return random.uniform(0, longest)  # noqa: S311
 
-    def hasten(self, now: float) -> None:
-        """The process ends: try at once, and go on with short pauses."""
-        self._longest_pause = LAST_PAUSE
-        self._resume_at = now
-        for batch in self._again:
-            batch.due = now
-
-    def _has_scout(self) -> bool:
-        return any(len(batch.rows) == 1 and batch.tries < TRIES_OF_A_SCOUT for batch in self._again)
+    def _has_canary(self) -> bool:
+        return any(
+            len(batch.rows) == 1 and batch.tries < TRIES_OF_A_CANARY for batch in self._again
+        )
 
     def _split(self, batch: Batch, first: slice, now: float) -> None:
-        self._in_flight.discard(batch)
         others = batch.rows.copy()
         del others[first]
-        self._again[:0] = [
+        parts = [
             Batch(
                 rows,
                 position=batch.position,
@@ -322,6 +502,8 @@ class Backlog:
             )
             for rows in (batch.rows[first], others)
         ]
+        self._in_flight.discard(batch)
+        self._again[:0] = parts
 
 
 def _suspicion(batch: Batch) -> tuple[int, int]:
@@ -334,9 +516,9 @@ def _is_proved(batch: Batch, seconds: float) -> bool:
     )
 
 
-def _fitting(rows: list[Row]) -> int:
+def _fitting(rows: list[Row], limits: Limits) -> int:
     """How many of the first of ``rows`` fit into one request, and at least one."""
-    if sum(map(row_bytes, rows)) * MOST_BYTES_A_CHARACTER <= MAX_REQUEST_BYTES:
+    if sum(map(row_bytes, rows)) * MOST_BYTES_A_CHARACTER <= limits.request_bytes:
         return len(rows)
-    sizes = accumulate(wire_size(row["payload"]) + _MOST_ROW_BYTES for row in rows)
-    return max(1, sum(1 for _ in takewhile(MAX_REQUEST_BYTES.__ge__, sizes)))
+    sizes = accumulate(map(limits.wire_bytes, rows))
+    return max(1, sum(1 for _ in takewhile(limits.request_bytes.__ge__, sizes)))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorc_eventlog.bigquery.client import import_guard, open_client, prepare, renew_connections
 from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError, as_failure
-from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, Answer, insert_rows
+from lorc_eventlog.bigquery.insert_all import LIMITS, REQUEST_TIMEOUT, insert_rows
 from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal, RefusedRow
 from lorc_eventlog.delivery.options import (
     MAX_SECONDS,
     check,
@@ -22,7 +23,7 @@ from lorc_eventlog.delivery.options import (
     check_seconds,
     check_whole,
 )
-from lorc_eventlog.delivery.queue import Backlog, Batch
+from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue
 from lorc_eventlog.diagnostics import Notes, Throttle, logger, say_on_stderr
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_envelope, to_row
@@ -170,7 +171,14 @@ class EventWriter:
         self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
-        self._backlog = Backlog(batch_rows=self._batch_rows, flush_interval=self._flush_interval)
+        self._backlog = DeliveryQueue(
+            batch_rows=self._batch_rows,
+            flush_interval=self._flush_interval,
+            capacity=self._capacity,
+            capacity_bytes=self._capacity_bytes,
+            limits=LIMITS,
+        )
+        self._is_watched = False
         self._notes: Notes = Notes()
         self._spool = self._make_spool() if self._table else None
         self._senders: set[threading.Thread] = set()
@@ -245,20 +253,14 @@ class EventWriter:
             return
         if not fork.page[0]:
             fork.restart_if_forked()
-        size = row_bytes(row)
         # Not acquire() and try: a signal handler that raises in between would leave it locked.
         with self._lock:
-            backlog = self._backlog
-            if (
-                self._spool is None
-                and backlog.held < self._capacity
-                and backlog.held_bytes + size <= self._capacity_bytes
-            ):
-                self._hold(row, size)
+            if self._spool is None and self._backlog.has_room(row_bytes(row)):
+                self._hold(row)
                 if self._exit_deadline is None:
                     return
             else:
-                self._submit_to_spool_or_overflow(row, size)
+                self._submit_to_spool_or_overflow(row)
         self._notes.say()
         if self._exit_deadline is not None:
             self._deliver_late()
@@ -276,29 +278,29 @@ class EventWriter:
                 self._spool = self._make_spool()
                 self._look_for_events_of_the_dead()
 
-    def _hold(self, row: Row, size: int) -> None:
+    def _hold(self, row: Row) -> None:
         backlog = self._backlog
+        was_full = backlog.holds_full_batch
         # First, so that a call that a signal handler ends leaves no row that nobody looks for.
-        if not (backlog.fresh or backlog.is_watched) or not self._senders:
+        if not (backlog.fresh or self._is_watched) or not self._senders:
             self._wake_sender()
-        if backlog.add(row, size):
+        backlog.add(row, time.monotonic())
+        if backlog.holds_full_batch and not was_full:
             if self._idle_senders:
                 self._wake_sender()
             else:  # all wait for BigQuery, which may take its time
                 self._share_the_load()
 
-    def _submit_to_spool_or_overflow(self, row: Row, size: int) -> None:
+    def _submit_to_spool_or_overflow(self, row: Row) -> None:
         line = b"" if self._spool is None else self._spool.encode(finish(row))
-        while not self._keep(row, size, line):
+        while not self._keep(row, line):
             if not (self._overflow == "block" and self._wait_for_room()):
                 self._drop()
                 return
 
-    def _keep(self, row: Row, size: int, line: bytes) -> bool:
+    def _keep(self, row: Row, line: bytes) -> bool:
         backlog = self._backlog
-        has_room = (
-            backlog.held < self._capacity and backlog.held_bytes + size <= self._capacity_bytes
-        )
+        has_room = backlog.has_room(row_bytes(row))
         spool = self._spool
         if spool is not None:
             if spool.is_full(line):
@@ -310,7 +312,7 @@ class EventWriter:
                 return True
         if not has_room:
             return False
-        self._hold(row, size)
+        self._hold(row)
         return True
 
     def _wait_for_room(self) -> bool:
@@ -474,7 +476,7 @@ class EventWriter:
         position = self._backlog.position
         if self._spool is not None:
             position += self._spool.unread
-        self._backlog.flush_to = max(self._backlog.flush_to, position)
+        self._backlog.request_flush(position)
         self._work.notify_all()
         return position
 
@@ -539,7 +541,7 @@ class EventWriter:
                 self._idle_senders += 1
                 self._work.wait(seconds)
                 self._idle_senders -= 1
-                self._backlog.is_watched = False
+                self._is_watched = False
             self._senders.discard(threading.current_thread())
             if self._closed and not self._buffered:
                 _unclosed.discard(self)
@@ -564,20 +566,21 @@ class EventWriter:
         interpreter while the thread runs.
         """
         if not self._backlog.fresh and self._flush_interval >= SHORTEST_WATCH:
-            self._backlog.is_watched = True
+            self._is_watched = True
             return min(seconds, self._flush_interval)
         return seconds
 
     def _take(self, now: float) -> tuple[Batch | None, float | None]:
         spool = self._spool
         if spool is None:
-            return self._backlog.take(now, alone=self._client is None)
+            batch, seconds, _ = self._backlog.take(now, alone=self._client is None)
+            return batch, seconds
         if now >= spool.adopt_at:
             spool.adopt(now)
         self._load_from(spool)
         # What waited on disk is sent in its order.
         in_order = spool.unread > 0 or not self._backlog.settled(self._in_order_to)
-        batch, seconds = self._backlog.take(now, alone=self._client is None or in_order)
+        batch, seconds, _ = self._backlog.take(now, alone=self._client is None or in_order)
         until_adoption = spool.adopt_at - now
         return batch, until_adoption if seconds is None else min(seconds, until_adoption)
 
@@ -595,7 +598,7 @@ class EventWriter:
         if not rows:
             self._progress.notify_all()
         for row in rows:
-            self._backlog.add(row, row_bytes(row))
+            self._backlog.add(row, time.monotonic())
         if own:
             self._in_order_to = self._backlog.position
 
@@ -641,19 +644,57 @@ class EventWriter:
         started = time.monotonic()
         for row in batch.rows:
             finish(row)
+        result: Answer | Failure | Refusal
         try:
             answer = insert_rows(self._open_client(), self._table, batch.rows, timeout=timeout)
         except TryAgainError as failure:
-            self._failed(batch, failure, started)
+            result = Failure(
+                Reason(str(failure)),
+                what_to_do=failure.what_to_do,
+                may_be_the_rows=failure.may_be_the_rows,
+                stored="unknown",
+            )
         except RequestRefusedError as refusal:
-            with self._lock:
-                self._last_error = str(refusal)
-                given_up = self._backlog.refused(batch, time.monotonic())
-                self._tell()
-            if given_up:
-                self._give_up(batch, str(refusal))
+            result = Refusal(Reason(str(refusal)), is_about_size=str(refusal).startswith("413"))
         else:
-            self._answered(batch, answer)
+            result = Answer(
+                tuple(
+                    RefusedRow(index, Reason(why), why, is_about_payload=True)
+                    for index, why in answer.refused.items()
+                ),
+                tuple(answer.again),
+            )
+        self._apply(batch, result, started)
+
+    def _apply(self, batch: Batch, result: Answer | Failure | Refusal, started: float) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if isinstance(result, Answer):
+                verdict = self._backlog.succeeded(batch, result, now)
+                self._settle(verdict.stored, delivered=len(verdict.stored))
+                if self._said_failing:
+                    self._said_failing = False
+                    self._notes.note(
+                        logging.INFO, "BigQuery takes events again; %d are buffered", self._buffered
+                    )
+            elif isinstance(result, Refusal):
+                self._last_error = result.reason.text
+                verdict = self._backlog.refused(batch, result, now)
+            else:
+                self._last_error = result.reason.text
+                verdict = self._backlog.failed(batch, result, started=started, now=now)
+                self._retries += not verdict.dead
+                if self._failure_throttle.lets_through(now, result.what_to_do):
+                    self._said_failing = True
+                    self._notes.note(
+                        logging.ERROR if result.what_to_do else logging.WARNING,
+                        "BigQuery does not take events for now, they wait: %s",
+                        result.reason.text,
+                    )
+            self._tell()
+        self._say()
+        for letter in verdict.dead:
+            self._bury(batch, letter)
 
     def _open_client(self) -> Client:
         import_guard.run(_import_what_requests_needs)
@@ -664,53 +705,8 @@ class EventWriter:
                 raise as_failure(error, ()) from None
         return self._client
 
-    def _answered(self, batch: Batch, answer: Answer) -> None:
-        unstored = answer.refused.keys() | set(answer.again)
-        stored = batch.rows
-        if unstored:
-            stored = [row for index, row in enumerate(batch.rows) if index not in unstored]
-        with self._lock:
-            self._settle(stored, delivered=len(stored))
-            if self._said_failing:
-                self._said_failing = False
-                self._notes.note(
-                    logging.INFO, "BigQuery takes events again; %d are buffered", self._buffered
-                )
-        self._say()
-        for index, reason in answer.refused.items():
-            self._bury(batch.rows[index], reason)
-        with self._lock:
-            again = [batch.rows[index] for index in answer.again]
-            self._backlog.passed(batch, again, time.monotonic())
-            self._tell()
-
-    def _failed(self, batch: Batch, failure: TryAgainError, started: float) -> None:
-        now = time.monotonic()
-        with self._lock:
-            self._last_error = str(failure)
-            given_up = self._backlog.failed(
-                batch, may_be_the_rows=failure.may_be_the_rows, started=started, now=now
-            )
-            self._retries += not given_up
-            if self._failure_throttle.lets_through(now, failure.what_to_do):
-                self._said_failing = True
-                level = logging.ERROR if failure.what_to_do else logging.WARNING
-                self._notes.note(
-                    level, "BigQuery does not take events for now, they wait: %s", str(failure)
-                )
-            self._tell()
-        self._say()
-        if given_up:
-            self._give_up(batch, str(failure))
-
-    def _give_up(self, batch: Batch, reason: str) -> None:
-        for row in batch.rows:
-            self._bury(row, reason)
-        with self._lock:
-            self._backlog.given_up(batch)
-            self._tell()
-
-    def _bury(self, row: Row, reason: str) -> None:
+    def _bury(self, batch: Batch, letter: DeadLetter) -> None:
+        row, reason = letter.row, letter.reason.text
         what = (row["event_id"], row["event_type"], reason)
         if self._on_dead_letter is None:
             self._notes.note(logging.ERROR, "event %s (%s) is rejected: %s", *what)
@@ -728,16 +724,13 @@ class EventWriter:
         self._say()
         with self._lock:
             self._last_error = reason
+            self._backlog.dead_lettered(batch, [letter])
             self._settle([row], rejected=1)
+            self._tell()
 
     def _settle(self, rows: list[Row], *, delivered: int = 0, rejected: int = 0) -> None:
         if self._spool is not None:
             self._spool.strike(rows)
-        size = sum(map(row_bytes, rows))
-        backlog = self._backlog
-        # Without a call in between: a signal handler or a destructor may log in any call.
-        backlog.held_bytes -= size
-        backlog.held -= delivered + rejected
         self._delivered += delivered
         self._rejected += rejected
 
@@ -750,7 +743,7 @@ class EventWriter:
     def hasten(self, now: float) -> None:
         """Send what is buffered at once: the process ends."""
         with self._lock:
-            self._backlog.hasten(now)
+            self._backlog.retry_now(now)
             self._hurry()
 
     def finish(self, deadline: float) -> None:

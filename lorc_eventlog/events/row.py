@@ -16,7 +16,7 @@ _LAST_MICROSECOND = 0.999999
 _last_second = (0, "1970-01-01T00:00:00")
 
 _ROW_BYTES = 300
-"""About how large a row is without its payload."""
+"""About how large a row is without its texts: names, id, time, and what Python needs for it."""
 
 
 class Row(TypedDict):
@@ -136,5 +136,16 @@ def as_text(value: object) -> str:
 
 
 def row_bytes(row: Row) -> int:
-    """About how large ``row`` is, as JSON."""
-    return len(row["payload"]) + _ROW_BYTES
+    """About how large ``row`` is, as JSON: the characters of all its texts, and some.
+
+    The same before and after :func:`finish`, because what is added must be taken away again.
+    """
+    return (
+        _ROW_BYTES
+        + len(row["payload"])
+        + len(row["event_type"])
+        + len(row["source"])
+        + len(row["schema_ref"] or "")
+        + len(row["correlation_id"] or "")
+        + len(row["subject_id"] or "")
+    )

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
 
-from lorc_eventlog.delivery import queue as backlog_module
+from lorc_eventlog.bigquery.insert_all import LIMITS
+from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
+from lorc_eventlog.delivery import queue as queue_module
 from lorc_eventlog.delivery.queue import (
     FAILURES_IN_SILENCE,
     FIRST_PAUSE,
     LAST_PAUSE,
     MAX_PAUSE,
-    MAX_REQUEST_BYTES,
     PATIENCE_IN_SILENCE,
     PATIENCE_WITH_A_ROW,
-    TRIES_BEFORE_SCOUT,
-    Backlog,
+    TRIES_BEFORE_CANARY,
     Batch,
+    DeliveryQueue,
 )
-from lorc_eventlog.events.row import Row, row_bytes
+from lorc_eventlog.events.row import Row
+
+MAX_REQUEST_BYTES = LIMITS.request_bytes
+REFUSAL = Refusal(Reason("400 invalid"), is_about_size=False)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,16 @@ def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_row(number: int, text: str = "") -> Row:
     payload = orjson.dumps({"number": number, "text": text}).decode()
-    return cast("Row", {"event_id": str(number), "payload": payload})
+    return {
+        "event_id": str(number),
+        "event_type": "test.happened",
+        "source": "tests",
+        "schema_ref": None,
+        "created_at": "2026-11-25T18:45:57.000000+00:00",
+        "correlation_id": None,
+        "subject_id": None,
+        "payload": payload,
+    }
 
 
 def numbers(batch: Batch | None) -> list[int]:
@@ -41,34 +54,44 @@ def numbers(batch: Batch | None) -> list[int]:
     return [int(row["event_id"]) for row in batch.rows]
 
 
+def failure(*, may_be_the_rows: bool) -> Failure:
+    return Failure(
+        Reason("500 backendError"),
+        what_to_do=None,
+        may_be_the_rows=may_be_the_rows,
+        stored="unknown",
+    )
+
+
 class Clock:
-    """A backlog and the time, as the writer would pass it."""
+    """A queue and the time, as the dispatcher would pass it."""
 
     def __init__(self, *, batch_rows: int = 10, flush_interval: float = 1.0) -> None:
         self.now = 1000.0
-        self.backlog = Backlog(batch_rows=batch_rows, flush_interval=flush_interval)
+        self.queue = DeliveryQueue(
+            batch_rows=batch_rows,
+            flush_interval=flush_interval,
+            capacity=100_000,
+            capacity_bytes=2**26,
+            limits=LIMITS,
+        )
 
     def add(self, *rows: int, text: str = "") -> None:
         for number in rows:
-            row = make_row(number, text)
-            if not self.backlog.fresh:
-                self.backlog.fresh_since = self.now
-            self.backlog.fresh.append(row)
-            self.backlog.fresh_bytes += row_bytes(row)
+            self.queue.add(make_row(number, text), self.now)
 
     def flush(self) -> int:
-        self.backlog.flush_to = self.backlog.position
-        return self.backlog.position
+        return self.queue.request_flush()
 
     def take(self) -> Batch:
         """The batch that is to be sent at this moment."""
-        batch, _ = self.backlog.take(self.now)
+        batch, _, _ = self.queue.take(self.now, alone=False)
         assert batch is not None
         return batch
 
     def take_next(self) -> Batch:
         """The next batch, when it may be sent; there must be one."""
-        batch, seconds = self.backlog.take(self.now)
+        batch, seconds, _ = self.queue.take(self.now, alone=False)
         if batch is None:
             assert seconds is not None, "nothing would ever be sent"
             self.now += seconds
@@ -77,7 +100,7 @@ class Clock:
 
     def wait_for(self) -> float | None:
         """How long there is nothing to send."""
-        batch, seconds = self.backlog.take(self.now)
+        batch, seconds, _ = self.queue.take(self.now, alone=False)
         assert batch is None
         return seconds
 
@@ -87,14 +110,30 @@ class Clock:
         assert seconds is not None
         return seconds
 
-    def fail(self, batch: Batch, *, may_be_the_rows: bool = True, lasted: float = 0.1) -> bool:
-        started, self.now = self.now, self.now + lasted
-        return self.backlog.failed(
-            batch, may_be_the_rows=may_be_the_rows, started=started, now=self.now
+    def fail(
+        self,
+        batch: Batch,
+        *,
+        may_be_the_rows: bool = True,
+        started: float | None = None,
+        lasted: float = 0.1,
+    ) -> bool:
+        """The request fails; whether its row is given up."""
+        started, self.now = self.now if started is None else started, self.now + lasted
+        verdict = self.queue.failed(
+            batch, failure(may_be_the_rows=may_be_the_rows), started=started, now=self.now
         )
+        self.queue.dead_lettered(batch, verdict.dead)
+        return bool(verdict.dead)
 
-    def pass_(self, batch: Batch, *again: Row) -> None:
-        self.backlog.passed(batch, list(again), self.now)
+    def refuse(self, batch: Batch) -> bool:
+        """The request is refused; whether its row is given up."""
+        verdict = self.queue.refused(batch, REFUSAL, self.now)
+        self.queue.dead_lettered(batch, verdict.dead)
+        return bool(verdict.dead)
+
+    def pass_(self, batch: Batch, *again: int) -> None:
+        self.queue.succeeded(batch, Answer(again=again), self.now)
 
 
 @pytest.fixture
@@ -113,7 +152,7 @@ def test_at_the_end_of_the_process_it_is_tried_at_once_and_then_every_second(
     for _ in range(8):
         clock.fail(clock.take_next(), may_be_the_rows=False)
     assert clock.pause() > 30
-    clock.backlog.hasten(clock.now)
+    clock.queue.retry_now(clock.now)
     for _ in range(5):
         clock.fail(clock.take(), may_be_the_rows=True)
         assert 0 < clock.pause() <= LAST_PAUSE
@@ -123,7 +162,7 @@ def test_at_the_end_of_the_process_it_is_tried_at_once_and_then_every_second(
 # When a batch is sent
 
 
-def test_nothing_is_due_in_an_empty_backlog(clock: Clock) -> None:
+def test_nothing_is_due_in_an_empty_queue(clock: Clock) -> None:
     assert clock.wait_for() is None
 
 
@@ -191,12 +230,12 @@ def test_many_bytes_are_a_full_batch(clock: Clock) -> None:
 
 def test_with_alone_nothing_is_sent_beside_a_request(clock: Clock) -> None:
     clock.add(*range(30))
-    batch, _ = clock.backlog.take(clock.now, alone=True)
+    batch, _, _ = clock.queue.take(clock.now, alone=True)
     assert batch is not None
-    assert clock.backlog.take(clock.now, alone=True) == (None, None)
+    assert clock.queue.take(clock.now, alone=True) == (None, None, None)
 
     clock.pass_(batch)
-    batch, _ = clock.backlog.take(clock.now, alone=True)
+    batch, _, _ = clock.queue.take(clock.now, alone=True)
     assert numbers(batch) == list(range(10, 20))
 
 
@@ -205,60 +244,60 @@ def test_with_alone_nothing_is_sent_beside_a_request(clock: Clock) -> None:
 
 def test_settled_means_that_every_row_before_the_position_is(clock: Clock) -> None:
     clock.add(*range(10))
-    position = clock.backlog.position
+    position = clock.queue.position
     clock.add(*range(10, 20))
-    assert not clock.backlog.settled(position)
+    assert not clock.queue.settled(position)
 
     first, second = clock.take(), clock.take()
     clock.pass_(second)
-    assert not clock.backlog.settled(position)
+    assert not clock.queue.settled(position)
 
     clock.pass_(first)
-    assert clock.backlog.settled(position)
+    assert clock.queue.settled(position)
 
 
 def test_later_rows_need_not_be_settled(clock: Clock) -> None:
     clock.add(*range(10))
-    position = clock.backlog.position
+    position = clock.queue.position
     clock.add(*range(10, 20))
     first, second = clock.take(), clock.take()
     clock.fail(second)
 
     clock.pass_(first)
 
-    assert clock.backlog.settled(position)
-    assert not clock.backlog.settled(clock.backlog.position)
+    assert clock.queue.settled(position)
+    assert not clock.queue.settled(clock.queue.position)
 
 
 def test_a_batch_that_waits_to_be_sent_again_is_not_settled(clock: Clock) -> None:
     clock.add(*range(10))
-    position = clock.backlog.position
+    position = clock.queue.position
     clock.fail(clock.take())
-    assert not clock.backlog.settled(position)
+    assert not clock.queue.settled(position)
 
     clock.pass_(clock.take_next())
-    assert clock.backlog.settled(position)
+    assert clock.queue.settled(position)
 
 
 def test_a_batch_is_not_settled_before_its_dead_letter_is_handed_over(clock: Clock) -> None:
     clock.add(0)
     position = clock.flush()
     batch = clock.take()
-    assert clock.backlog.refused(batch, clock.now)
-    assert not clock.backlog.settled(position)
+    verdict = clock.queue.refused(batch, REFUSAL, clock.now)
+    assert not clock.queue.settled(position)
 
-    clock.backlog.given_up(batch)
-    assert clock.backlog.settled(position)
+    clock.queue.dead_lettered(batch, verdict.dead)
+    assert clock.queue.settled(position)
 
 
 def test_rows_that_are_skipped_are_settled(clock: Clock) -> None:
     clock.add(0)
-    clock.backlog.skip(2)
+    clock.queue.skip(2)
     position = clock.flush()
     assert position == 3
 
     clock.pass_(clock.take())
-    assert clock.backlog.settled(position)
+    assert clock.queue.settled(position)
 
 
 # Outages
@@ -267,14 +306,14 @@ def test_rows_that_are_skipped_are_settled(clock: Clock) -> None:
 def test_in_an_outage_one_request_at_a_time_probes(clock: Clock) -> None:
     clock.add(*range(30))
     clock.fail(clock.take())
-    assert clock.backlog.in_outage
+    assert clock.queue.in_outage
     assert clock.wait_for() == pytest.approx(2 * FIRST_PAUSE)
 
     probe = clock.take_next()
     assert clock.wait_for() is None
 
     clock.pass_(probe)
-    assert not clock.backlog.in_outage
+    assert not clock.queue.in_outage
     assert [len(clock.take().rows) for _ in range(2)] == [10, 10]
 
 
@@ -321,8 +360,7 @@ def test_requests_that_were_on_their_way_together_are_one_failure(clock: Clock) 
     batches = [clock.take() for _ in range(3)]
     started = clock.now
     for batch in batches:
-        clock.now += 0.1
-        clock.backlog.failed(batch, may_be_the_rows=True, started=started, now=clock.now)
+        clock.fail(batch, started=started)
 
     assert clock.wait_for() == pytest.approx(2 * FIRST_PAUSE - 0.2)
 
@@ -361,14 +399,13 @@ def test_a_refused_request_is_halved_until_the_culprit_stands_alone(clock: Clock
     clock.flush()
     delivered: list[int] = []
     given_up: list[int] = []
-    while not clock.backlog.settled(clock.backlog.position):
+    while not clock.queue.settled(clock.queue.position):
         batch = clock.take()
         if 7 not in numbers(batch):
             delivered += numbers(batch)
             clock.pass_(batch)
-        elif clock.backlog.refused(batch, clock.now):
+        elif clock.refuse(batch):
             given_up += numbers(batch)
-            clock.backlog.given_up(batch)
 
     assert sorted(delivered) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert given_up == [7]
@@ -377,14 +414,14 @@ def test_a_refused_request_is_halved_until_the_culprit_stands_alone(clock: Clock
 def test_a_refused_request_ends_an_outage_because_it_is_an_answer(clock: Clock) -> None:
     clock.add(*range(10))
     clock.fail(clock.take())
-    clock.backlog.refused(clock.take_next(), clock.now)
+    clock.refuse(clock.take_next())
 
-    assert not clock.backlog.in_outage
+    assert not clock.queue.in_outage
 
 
 def test_of_a_batch_that_breaks_bigquery_one_row_goes_ahead(clock: Clock) -> None:
     clock.add(*range(10))
-    for _ in range(TRIES_BEFORE_SCOUT):
+    for _ in range(TRIES_BEFORE_CANARY):
         clock.fail(clock.take_next())
 
     assert numbers(clock.take_next()) == [3]
@@ -393,7 +430,7 @@ def test_of_a_batch_that_breaks_bigquery_one_row_goes_ahead(clock: Clock) -> Non
 def test_if_that_row_passes_the_others_are_halved(clock: Clock) -> None:
     clock.add(*range(11))
     clock.flush()
-    for _ in range(TRIES_BEFORE_SCOUT):
+    for _ in range(TRIES_BEFORE_CANARY):
         clock.fail(clock.take_next())
     clock.pass_(clock.take_next())
     clock.fail(clock.take_next())
@@ -406,7 +443,7 @@ def test_an_outage_breaks_off_only_a_row_now_and_then(clock: Clock) -> None:
     for _ in range(12):
         clock.fail(clock.take_next())
 
-    assert sum(len(batch.rows) == 1 for batch in clock.backlog._again) <= 3
+    assert sum(len(batch.rows) == 1 for batch in clock.queue._again) <= 3
 
 
 def test_a_batch_that_failed_while_others_passed_is_halved_at_once(clock: Clock) -> None:
@@ -485,7 +522,7 @@ def test_a_row_that_passes_after_all_is_delivered(clock: Clock) -> None:
     assert clock.take_next() is suspect
     clock.pass_(suspect)
 
-    assert clock.backlog.settled(clock.backlog.position)
+    assert clock.queue.settled(clock.queue.position)
 
 
 def test_a_failure_is_no_proof_when_another_batch_began_to_fail_as_well(clock: Clock) -> None:
@@ -510,7 +547,7 @@ def test_one_that_is_suspected_does_not_hold_up_the_others(clock: Clock) -> None
     clock.fail(clock.take_next())
     clock.add(*range(10, 20))
 
-    assert not clock.backlog.in_outage
+    assert not clock.queue.in_outage
     assert numbers(clock.take()) == list(range(10, 20))
     assert clock.take_next() is suspect
 
@@ -578,16 +615,16 @@ def test_a_quota_proves_nothing_against_a_row(clock: Clock) -> None:
 
 def test_stopped_rows_are_sent_again_after_a_pause(clock: Clock) -> None:
     clock.add(*range(10))
-    position = clock.backlog.position
+    position = clock.queue.position
     batch = clock.take()
-    clock.pass_(batch, *batch.rows[3:5])
-    assert not clock.backlog.settled(position)
+    clock.pass_(batch, 3, 4)
+    assert not clock.queue.settled(position)
     assert clock.wait_for() == pytest.approx(FIRST_PAUSE)
 
     again = clock.take_next()
     assert numbers(again) == [3, 4]
     clock.pass_(again)
-    assert clock.backlog.settled(position)
+    assert clock.queue.settled(position)
 
 
 def test_rows_that_are_stopped_again_and_again_wait_longer_and_longer(clock: Clock) -> None:
@@ -596,7 +633,7 @@ def test_rows_that_are_stopped_again_and_again_wait_longer_and_longer(clock: Clo
     pauses = []
     for _ in range(12):
         batch = clock.take_next()
-        clock.pass_(batch, *batch.rows)
+        clock.pass_(batch, 0)
         pauses.append(clock.pause())
 
     assert pauses == sorted(pauses)
@@ -617,11 +654,11 @@ def simulate(clock: Clock, is_poison: Any, *, refuses: bool, latency: float = 0.
     """Send all with eight senders; the seconds until all that is in order is delivered."""
     on_their_way: list[tuple[float, Batch]] = []
     began, all_delivered = clock.now, clock.now
-    while not clock.backlog.settled(clock.backlog.position):
+    while not clock.queue.settled(clock.queue.position):
         assert clock.now < began + 3600, "it would take more than an hour"
         batch, seconds = (None, None)
         if len(on_their_way) < 8:
-            batch, seconds = clock.backlog.take(clock.now)
+            batch, seconds, _ = clock.queue.take(clock.now, alone=False)
         if batch is not None:
             on_their_way.append((clock.now, batch))
             continue
@@ -636,10 +673,9 @@ def simulate(clock: Clock, is_poison: Any, *, refuses: bool, latency: float = 0.
             clock.pass_(batch)
             all_delivered = clock.now
         elif refuses:
-            if clock.backlog.refused(batch, clock.now):
-                clock.backlog.given_up(batch)
-        elif clock.backlog.failed(batch, may_be_the_rows=True, started=started, now=clock.now):
-            clock.backlog.given_up(batch)
+            clock.refuse(batch)
+        else:
+            clock.fail(batch, started=started, lasted=0.0)
     return all_delivered - began
 
 
@@ -686,4 +722,4 @@ def test_a_poisonous_row_in_each_batch_does_not_look_like_an_outage(one_in: int)
 
 
 def test_the_longest_pause_is_what_the_documentation_says() -> None:
-    assert backlog_module.MAX_PAUSE == 60.0
+    assert queue_module.MAX_PAUSE == 60.0

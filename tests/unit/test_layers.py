@@ -39,12 +39,13 @@ CIRCLES = {
 }
 
 LONG_MODULES = {
+    "delivery/queue.py",
     "delivery/writer.py",
     "spool/store.py",
 }
 
 LONG_CLASSES = {
-    "delivery/queue.py: Backlog",
+    "delivery/queue.py: DeliveryQueue",
     "delivery/writer.py: EventWriter",
     "spool/store.py: Spool",
 }
