@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
+from lorc_eventlog.lifecycle.signals import BackgroundThread
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -124,7 +125,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
         """
         if _holds_loggings_lock():
-            threading.Thread(target=Adapter.close, args=(self,), daemon=True).start()
+            BackgroundThread(functools.partial(Adapter.close, self)).start()
         else:
             Adapter.close(self)
         logging.Handler.close(self)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.table import events_project
 from lorc_eventlog.lifecycle.fork import ForkLock
+from lorc_eventlog.lifecycle.signals import without_signals
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -53,7 +54,7 @@ def open_client() -> Client:
         google.auth.exceptions.DefaultCredentialsError: There are no credentials.
         OSError: There is no project.
     """
-    import_guard.run(_import_google)
+    import_guard.run(without_signals, _import_google)
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery
 

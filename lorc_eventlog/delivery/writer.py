@@ -30,6 +30,7 @@ from lorc_eventlog.events.envelope import Envelope, to_envelope, to_row
 from lorc_eventlog.events.row import Row, draft_at, finish, row_bytes
 from lorc_eventlog.lifecycle import exit as process_exit
 from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle.signals import BackgroundThread
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -491,10 +492,8 @@ class EventWriter:
         return self._start_sender()
 
     def _start_sender(self) -> bool:
-        sender = threading.Thread(
-            target=self._send_until_idle,
-            name=f"lorc_eventlog-sender-{len(self._senders) + 1}",
-            daemon=True,
+        sender = BackgroundThread(
+            self._send_until_idle, f"lorc_eventlog-sender-{len(self._senders) + 1}"
         )
         _unclosed.add(self)
         process_exit.watch_pools()
