@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 import timeit
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -43,6 +44,10 @@ def main() -> None:
         "text of the time ÷ by datetime": (
             microseconds(lambda: event_row.text_of(now)),
             microseconds(lambda: datetime.fromtimestamp(now, UTC).isoformat()),
+        ),
+        "an id ÷ by uuid": (
+            microseconds(event_row.new_id),
+            microseconds(lambda: str(uuid.uuid4())),
         ),
         f"{ROWS} rows by json.dumps ÷ by orjson": (
             microseconds(lambda: json.dumps(request)),

@@ -20,7 +20,6 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-import uuid_utils
 
 from lorc_eventlog.events.payload import well_formed
 
@@ -120,7 +119,8 @@ def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
         return list(value)
     if isinstance(value, (set, frozenset)):
         return _in_order(value)
-    if isinstance(value, (Decimal, PurePath, UUID, uuid_utils.UUID)):
+    uuid_utils = sys.modules.get("uuid_utils")
+    if isinstance(value, (Decimal, PurePath, UUID, getattr(uuid_utils, "UUID", UUID))):
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(bytes(value)).decode()
