@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.client import open_client, renew_connections
 from lorc_eventlog.bigquery.failures import as_failure
@@ -22,10 +21,12 @@ from lorc_eventlog.lifecycle import fork
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.events.models import Payload
+
 
 def emit(
     event_type: str,
-    payload: Mapping[str, Any],
+    payload: Payload,
     *,
     source: str,
     bq_client: Client,
@@ -87,7 +88,7 @@ class ForegroundWriter:
     def emit(
         self,
         event_type: str,
-        payload: Mapping[str, Any],
+        payload: Payload,
         *,
         source: str,
         schema_ref: str | None = None,

@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorc_eventlog.bigquery.client import import_guard, open_client, prepare, renew_connections
 from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError, as_failure
@@ -35,6 +35,7 @@ from lorc_eventlog.lifecycle.signals import BackgroundThread
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.events.models import Payload
     from lorc_eventlog.spool.store import Spool
 
 MAX_SENDERS = 8
@@ -222,7 +223,7 @@ class EventWriter:
     def emit(
         self,
         event_type: str,
-        payload: Mapping[str, Any],
+        payload: Payload,
         *,
         source: str,
         schema_ref: str | None = None,

@@ -14,13 +14,16 @@ The principles, which every other module keeps:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import orjson
 
-from lorc_eventlog.events.payload import encode_payload
-from lorc_eventlog.events.row import Row, as_name, as_text, finish, row_at
+from lorc_eventlog.events.payload import as_dict, encode_payload
+from lorc_eventlog.events.row import Row, finish, row_at
+from lorc_eventlog.events.text import as_name, as_text
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.models import Payload
 
 
 class Envelope(TypedDict):
@@ -39,7 +42,7 @@ class Envelope(TypedDict):
 def build_envelope(
     *,
     event_type: str,
-    payload: Mapping[str, Any],
+    payload: Payload,
     source: str,
     schema_ref: str | None = None,
     correlation_id: str | None = None,
@@ -49,18 +52,22 @@ def build_envelope(
 
     Args:
         event_type: What happened, such as ``email.received``. Not empty.
-        payload: The event's own data. The envelope holds a copy of the outermost dict.
+        payload: The event's own data: a mapping, or an object with named fields (a pydantic
+            model, an attrs class, a msgspec Struct, a dataclass). The envelope holds a copy of the
+            outermost dict.
         source: Who says so, such as ``gmail_ingester``. Not empty.
         schema_ref: The name of the payload's schema, such as ``email.v1``; never looked up.
         correlation_id: Ties the events of one trace together.
         subject_id: Who the event is about. Never appears in a diagnostic.
 
     Raises:
-        ValueError: ``event_type`` or ``source`` is no non-empty string, or the payload is no
-            mapping, or it cannot be JSON (:func:`~lorc_eventlog.events.payload.encode_payload`).
+        ValueError: ``event_type`` or ``source`` is no non-empty string, or the payload is
+            neither a mapping nor an object with fields, or it cannot be JSON
+            (:func:`~lorc_eventlog.events.payload.encode_payload`).
     """
-    row = row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
-    return _with_payload(row, dict(payload))
+    fields = as_dict(payload)
+    row = row_at(time.time(), event_type, fields, source, schema_ref, correlation_id, subject_id)
+    return _with_payload(row, dict(fields))
 
 
 def to_row(envelope: Envelope) -> Row:

@@ -1,4 +1,4 @@
-"""Python values as plain JSON values: the slower path of :mod:`lorc_eventlog.payload`.
+"""Python values as plain JSON values: the slower path of :mod:`lorc_eventlog.events.payload`.
 
 A module of its own, imported when a payload first needs it: what it imports in turn would take a
 sixth of the time of ``import lorc_eventlog``.
@@ -7,12 +7,11 @@ sixth of the time of ``import lorc_eventlog``.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import sys
 from collections import deque
-from collections.abc import Mapping, ValuesView
+from collections.abc import Callable, Mapping, ValuesView
 from collections.abc import Set as AbstractSet
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
@@ -21,7 +20,8 @@ from uuid import UUID
 
 import orjson
 
-from lorc_eventlog.events.payload import well_formed
+from lorc_eventlog.events.models import fields_of, from_multi_dict, has_fields, is_multi_dict
+from lorc_eventlog.events.text import as_digits, as_repr, well_formed
 
 MAX_NESTING = 500
 """BigQuery refuses JSON that is nested deeper than 500 levels."""
@@ -30,6 +30,15 @@ _ORJSON_NESTING = 250  # it refuses more than 254 levels
 _MAX_INTEGER = 2**64 - 1
 _MIN_INTEGER = -(2**63)
 _AS_THEY_ARE = frozenset({float, bool, type(None), UUID})
+_NULLS = frozenset({"NaTType", "NAType"})
+_TEXT_MODULES = frozenset({"fractions", "ipaddress"})
+_TEXT_TYPES = (
+    "LazyProxy",  # Babel's
+    "LazyString",  # Flask's
+    "Promise",  # Django's: what gettext_lazy and the like return
+    "URL",
+    "Url",
+)
 
 
 def plain_copy(payload: dict[Any, Any]) -> Any:
@@ -90,7 +99,7 @@ def _key(key: Any) -> str:
     plain = _plain(key)
     if isinstance(plain, str):
         return plain
-    return _repr(key) if isinstance(plain, (dict, list)) else orjson.dumps(plain).decode()
+    return as_repr(key) if isinstance(plain, (dict, list)) else orjson.dumps(plain).decode()
 
 
 def _plain(value: Any) -> Any:
@@ -101,20 +110,32 @@ def _plain(value: Any) -> Any:
             if kind is str:
                 return well_formed(value)
             if kind is int:
-                return value if _MIN_INTEGER <= value <= _MAX_INTEGER else _digits(value)
-            if kind in _AS_THEY_ARE or issubclass(kind, (dict, list)):
+                return value if _MIN_INTEGER <= value <= _MAX_INTEGER else as_digits(value)
+            if kind is dict or kind is list or kind in _AS_THEY_ARE or issubclass(kind, list):
                 return value
+            if issubclass(kind, dict):
+                return from_multi_dict(value) if is_multi_dict(kind) else value
             value = value.value if issubclass(kind, Enum) else _stand_in(value)
     except Exception:  # noqa: BLE001  an object that cannot be read must not cost the event
-        return _repr(value)
+        return as_repr(value)
 
 
 def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
     """What stands for a value that is not JSON, one step nearer to it; it may raise anything."""
-    if isinstance(value, (date, time)):  # a datetime is a date
+    kind = type(value)
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind](value)
+    name = kind.__name__
+    if name in _NULLS and kind.__module__.startswith("pandas."):
+        return None  # before datetime: NaT is one
+    if isinstance(value, (date, time)):
         return value.isoformat()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _public_fields(value)
+    if has_fields(kind):
+        return fields_of(value)
+    if _is_text(kind):
+        return str(value)
+    if isinstance(value, tuple) and hasattr(value, "geturl"):  # what urlsplit() returns
+        return value.geturl()
     if isinstance(value, (tuple, deque)):
         return list(value)
     if isinstance(value, (set, frozenset)):
@@ -123,7 +144,7 @@ def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
     if isinstance(value, (Decimal, PurePath, UUID, getattr(uuid_utils, "UUID", UUID))):
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(bytes(value)).decode()
+        return _base64(value)
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, float):
@@ -132,6 +153,8 @@ def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
         return int.__index__(value)
     if isinstance(value, str):
         return str.__str__(value)
+    if is_multi_dict(kind):
+        return from_multi_dict(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (AbstractSet, ValuesView)):
@@ -139,30 +162,30 @@ def _stand_in(value: Any) -> Any:  # noqa: PLR0912  one branch a type
     numpy = sys.modules.get("numpy")  # a log call is no place to import it
     if numpy and isinstance(value, (numpy.generic, numpy.ndarray)):
         return _without_numpy(value, numpy)
-    return _repr(value)
+    return as_repr(value)
 
 
-def _public_fields(value: Any) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(value)]
-    return {
-        name: getattr(value, name)
-        for name in names
-        if not name.startswith("_") and hasattr(value, name)
-    }
+def _is_text(kind: type) -> bool:
+    """Whether a value of ``kind`` is best told by its ``str``, such as a URL of any library.
+
+    Goes by the names of its bases, because nothing is imported to look at a value.
+    """
+    has_str: bool = kind.__str__ is not object.__str__  # type: ignore[comparison-overlap]
+    return has_str and any(
+        base.__module__ in _TEXT_MODULES or base.__name__.endswith(_TEXT_TYPES)
+        for base in kind.__mro__
+    )
 
 
 def _in_order(values: AbstractSet[Any]) -> list[Any]:
     try:
         return sorted(values)
     except Exception:  # noqa: BLE001  of mixed types, or of one without an order
-        return sorted(values, key=_repr)
+        return sorted(values, key=as_repr)
 
 
-def _digits(number: int) -> str:
-    try:
-        return str(number)
-    except ValueError:  # more digits than sys.set_int_max_str_digits allows
-        return hex(number)
+def _base64(value: Any) -> str:
+    return base64.b64encode(bytes(value)).decode()
 
 
 def _without_numpy(value: Any, numpy: Any) -> Any:
@@ -174,8 +197,15 @@ def _without_numpy(value: Any, numpy: Any) -> Any:
     return str(value) if type(plain) is type(value) else plain  # a longdouble stays what it is
 
 
-def _repr(value: Any) -> str:
-    try:
-        return well_formed(str.__str__(repr(value)))
-    except Exception:  # noqa: BLE001  a broken __repr__ must not cost the event
-        return well_formed(object.__repr__(value))
+_BY_TYPE: dict[type, Callable[[Any], Any]] = {
+    bytes: _base64,
+    date: date.isoformat,
+    datetime: datetime.isoformat,
+    Decimal: str,
+    frozenset: _in_order,
+    set: _in_order,
+    time: time.isoformat,
+    timedelta: timedelta.total_seconds,
+    tuple: list,
+}
+"""The most frequent types, which need not be looked for one by one."""

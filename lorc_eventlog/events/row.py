@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from os import urandom
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from lorc_eventlog.events.payload import encode_payload, well_formed
+from lorc_eventlog.events.payload import encode_payload
+from lorc_eventlog.events.text import as_name, as_text
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.models import Payload
 
 _LAST_MICROSECOND = 0.999999
 _last_second = (0, "1970-01-01T00:00:00")
@@ -37,7 +40,7 @@ class Row(TypedDict):
 def row_at(
     created: float,
     event_type: object,
-    payload: Mapping[Any, Any],
+    payload: Payload,
     source: object,
     schema_ref: object = None,
     correlation_id: object = None,
@@ -59,7 +62,7 @@ def row_at(
 def draft_at(
     created: float,
     event_type: object,
-    payload: Mapping[Any, Any],
+    payload: Payload,
     source: object,
     schema_ref: object,
     correlation_id: object,
@@ -126,30 +129,6 @@ def text_of(created: float) -> str:
     second = math.floor(created)
     _last_second = (second, datetime.fromtimestamp(second, UTC).isoformat()[:19])
     return datetime.fromtimestamp(created, UTC).isoformat(timespec="microseconds")
-
-
-def as_name(field: str, value: object) -> str:
-    """Return ``value`` as a field that must be a non-empty string; raises ValueError."""
-    if value is None:
-        msg = f"{field} is missing: it must be a non-empty string"
-        raise ValueError(msg)
-    if not isinstance(value, str) or not value:
-        found = "an empty string" if isinstance(value, str) else type(value).__name__
-        msg = f"{field} must be a non-empty string, not {found}"
-        raise ValueError(msg)
-    return well_formed(str.__str__(value))
-
-
-def as_text(value: object) -> str:
-    """Return ``value`` as the text of an optional field; never raises."""
-    if type(value) is str and value.isascii():
-        return value
-    if isinstance(value, str):
-        return well_formed(str.__str__(value))
-    try:
-        return well_formed(str(value))
-    except Exception:  # noqa: BLE001  a broken __str__ must not cost the event
-        return object.__repr__(value)
 
 
 def row_bytes(row: Row) -> int:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, assert_type
 
+import attrs
+import msgspec
+import pydantic.v1
 import structlog
+from django.http import QueryDict
 from google.cloud import bigquery
+from multidict import MultiDict
+from pydantic import BaseModel
 
 from lorc_eventlog import (
     BigQueryEventHandler,
@@ -42,6 +50,40 @@ def envelopes() -> Envelope:
     assert_type(envelope["payload"], dict[str, Any])
     envelope["colour"]  # type: ignore[typeddict-item]
     return build_envelope(event_type="a.b", payload=MappingProxyType({"a": 1}), source="s")
+
+
+class Model(BaseModel):
+    pages: int
+
+
+class OldModel(pydantic.v1.BaseModel):
+    pages: int
+
+
+@attrs.define
+class Attrs:
+    pages: int
+
+
+class Struct(msgspec.Struct):
+    pages: int
+
+
+@dataclass
+class Data:
+    pages: int
+
+
+def payloads(client: bigquery.Client, query: QueryDict) -> None:
+    for payload in (Model(pages=1), OldModel(pages=1), Attrs(1), Struct(1), Data(1)):
+        build_envelope(event_type="a.b", payload=payload, source="s")
+    emit("a.b", Model(pages=1), source="s", bq_client=client)
+    EventWriter().emit("a.b", Attrs(1), source="s")
+    EventWriter().emit("a.b", Struct(1), source="s")
+    EventWriter().emit("a.b", MultiDict([("a", 1)]), source="s")
+    EventWriter().emit("a.b", query, source="s")
+    EventWriter().emit("a.b", 5, source="s")  # type: ignore[arg-type]
+    EventWriter().emit("a.b", Path(), source="s")  # type: ignore[arg-type]
 
 
 def one_event(client: bigquery.Client) -> None:
