@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorc_eventlog.delivery.options import check, has_method
 from lorc_eventlog.delivery.synchronous import ForegroundWriter
@@ -33,6 +33,8 @@ class Adapter:
         TypeError: There is no such option.
     """
 
+    own_options: ClassVar[tuple[str, ...]] = ("bq_client", "source", "background", "writer")
+
     def __init__(
         self,
         bq_client: Client | None = None,
@@ -42,7 +44,7 @@ class Adapter:
         writer: EventWriter | None = None,
         **writer_options: Any,
     ) -> None:
-        _check_options(writer_options)
+        self._check_options(writer_options)
         check(
             source is None or (source != "" and isinstance(source, str)),
             "source",
@@ -67,6 +69,13 @@ class Adapter:
             _refuse("background is false, so that there is no buffer", None, writer_options)
             self.writer = ForegroundWriter(bq_client)
 
+    def _check_options(self, writer_options: dict[str, Any]) -> None:
+        unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
+        if unknown:
+            options = [*self.own_options, *_OPTIONS_OF_A_WRITER]
+            msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
+            raise TypeError(msg)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Send what is buffered and wait until it is settled.
 
@@ -83,14 +92,6 @@ class Adapter:
     def close(self) -> None:
         """Flush for at most ``close_timeout`` seconds. What is logged later is still delivered."""
         self.writer.close()
-
-
-def _check_options(writer_options: dict[str, Any]) -> None:
-    unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
-    if unknown:
-        options = ["bq_client", "source", "background", "writer", *_OPTIONS_OF_A_WRITER]
-        msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
-        raise TypeError(msg)
 
 
 def _refuse(why: str, bq_client: Client | None, writer_options: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapters.base import Adapter
+from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others
+from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
 from lorc_eventlog.lifecycle.signals import BackgroundThread
@@ -23,7 +25,8 @@ class BigQueryEventHandler(Adapter, logging.Handler):
 
     The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
     ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them. None is as good as
-    missing; a missing payload is ``{}``. ``created_at`` is the record's own time.
+    missing; a missing payload is ``{}``. ``created_at`` is the record's own time. What loguru and
+    structlog put into a record is read, too: ``logger.add(handler)``, ``wrap_for_formatter``.
 
     The handler has no lock of its own, unlike other handlers: the writer needs none around it,
     and so a log call never waits for another thread's.
@@ -34,6 +37,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         source: The ``source`` of records that carry none.
         background: True delivers by threads; False sends each event in the call.
         writer: An ``EventWriter`` to share with other adapters.
+        payload_from_extra: True makes the payload of a record that has none of its other extras.
         writer_options: Options of :class:`~lorc_eventlog.EventWriter`; each a JSON value, but for
             ``on_dead_letter``, which a dictConfig names by ``ext://``.
 
@@ -47,6 +51,8 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         TypeError: There is no such option.
     """
 
+    own_options = (*Adapter.own_options, "level", "payload_from_extra")
+
     def __init__(
         self,
         bq_client: Client | None = None,
@@ -55,12 +61,20 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         source: str | None = None,
         background: bool = True,
         writer: EventWriter | None = None,
+        payload_from_extra: bool = False,
         **writer_options: Any,
     ) -> None:
+        check(
+            isinstance(payload_from_extra, bool),
+            "payload_from_extra",
+            payload_from_extra,
+            "true or false",
+        )
         Adapter.__init__(
             self, bq_client, source=source, background=background, writer=writer, **writer_options
         )
         logging.Handler.__init__(self, level)
+        self._payload_from_extra = payload_from_extra
 
     def createLock(self) -> None:  # noqa: N802  logging's name
         """Have no lock; see the class."""
@@ -80,19 +94,27 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
-        event_type = fields.get("event_type")
-        if event_type is None:
-            return
+        known = OF_LOGGING
+        if fields.get("event_type") is None:
+            if "extra" not in fields and type(record.msg) is str:
+                return
+            found = inside(record)
+            if found is None:
+                return
+            fields, known = found
         try:
             if is_about_delivery(record):
                 return
             payload = fields.get("payload")
+            if payload is None:
+                from_others = self._payload_from_extra or known is OF_STRUCTLOG
+                payload = others(fields, known) if from_others else {}
             source = fields.get("source")
             self.writer.submit_row(
                 draft_at(
                     record.created,
-                    event_type,
-                    {} if payload is None else payload,
+                    fields["event_type"],
+                    payload,
                     self.source if source is None else source,
                     fields.get("schema_ref"),
                     fields.get("correlation_id"),
@@ -109,7 +131,8 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         hold what the payload holds.
         """
         if logging.raiseExceptions:
-            event_type = record.__dict__.get("event_type")
+            fields, _ = inside(record) or (record.__dict__, None)
+            event_type = fields.get("event_type")
             say_on_stderr(loss(event_type, sys.exc_info()[1], _place(record)))
 
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]

@@ -8,18 +8,9 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from lorc_eventlog.adapters.base import Adapter
+from lorc_eventlog.adapters.records import OF_STRUCTLOG, others
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say
-from lorc_eventlog.events.envelope import Envelope
 from lorc_eventlog.events.row import draft_at
-
-_NOT_PAYLOAD = frozenset(Envelope.__annotations__) | {
-    "level",
-    "timestamp",
-    "logger",
-    "logger_name",
-    "exc_info",
-    "stack_info",
-}
 
 
 class BigQueryEventProcessor(Adapter):
@@ -52,7 +43,7 @@ class BigQueryEventProcessor(Adapter):
                     draft_at(
                         time.time(),
                         event_type,
-                        _bound(event_dict) if payload is None else payload,
+                        others(event_dict, OF_STRUCTLOG) if payload is None else payload,
                         self.source if source is None else source,
                         event_dict.get("schema_ref"),
                         event_dict.get("correlation_id"),
@@ -80,11 +71,3 @@ class BigQueryEventProcessor(Adapter):
 def _is_about_delivery(record: Any) -> bool:
     # ProcessorFormatter adds the record of a line that was logged by the standard library.
     return record is not None and is_about_delivery(record)
-
-
-def _bound(event_dict: MutableMapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in event_dict.items()
-        if key not in _NOT_PAYLOAD and not str(key).startswith("_")
-    }

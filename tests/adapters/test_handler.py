@@ -217,7 +217,7 @@ def test_a_missing_variable_fails_at_configuration_time_and_the_user_sees_which(
             {"batch_size": 5},
             (
                 "TypeError: no such option: batch_size; the options are bq_client, source, "
-                "background, writer, batch_rows, flush_interval, .*, spool_sync$"
+                "background, writer, level, payload_from_extra, batch_rows, .*, spool_sync$"
             ),
         ),
         (
@@ -246,6 +246,7 @@ def test_a_missing_variable_fails_at_configuration_time_and_the_user_sees_which(
             {"background": False, "overflow": "block", "capacity": 5},
             "ValueError: capacity, overflow would have no effect: background is false, so that ",
         ),
+        ({"payload_from_extra": 1}, "ValueError: payload_from_extra must be true or false, not 1"),
         ({"level": "LOUD"}, "ValueError: Unknown level: 'LOUD'"),
     ],
 )
