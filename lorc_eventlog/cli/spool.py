@@ -24,7 +24,7 @@ from lorc_eventlog.cli.query import connected
 from lorc_eventlog.diagnostics import escaped
 
 if TYPE_CHECKING:
-    from lorc_eventlog.spool.store import SegmentReport
+    from lorc_eventlog.spool import SegmentReport
 
 WIDEST_LINE = 200
 """Where there is no terminal."""
@@ -86,7 +86,7 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
 
 def look_at_spool(directory: Path) -> list[SegmentReport]:
     """Give the files in ``directory``."""
-    from lorc_eventlog.spool.store import survey
+    from lorc_eventlog.spool import survey
 
     try:
         return survey(directory)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.events.models import Payload
-    from lorc_eventlog.spool.store import Spool
+    from lorc_eventlog.spool.synchronous import Spool
 
 MAX_SENDERS = 8
 """Threads that send at the same time: 20,000 events a second at 100 ms each need four."""
@@ -204,10 +204,11 @@ class EventWriter:
             return None
         from pathlib import Path
 
-        from lorc_eventlog.spool.store import Spool
+        from lorc_eventlog.spool.synchronous import Spool
 
         return Spool(
             Path(self._spool_dir),
+            table=self._table,
             max_bytes=self._spool_max_bytes,
             durable=self._spool_durable,
             notes=self._notes,
@@ -400,15 +401,13 @@ class EventWriter:
             return True
         deadline = None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
         with self._lock:
-            self._spool.adopt(time.monotonic())
-            while self._buffered or self._spool.has_adopted:
+            self._spool.adopt()
+            while self._buffered or not self._spool.is_drained:
                 seconds = None if deadline is None else deadline - time.monotonic()
                 if not self._wake_sender() or (seconds is not None and seconds <= 0):
                     return False
                 self._hurry()
                 self._progress.wait(seconds)
-                if not self._spool.has_adopted:
-                    self._spool.adopt(time.monotonic())
         self._notes.say()
         return True
 
@@ -575,24 +574,23 @@ class EventWriter:
         if spool is None:
             batch, seconds, _ = self._backlog.take(now, alone=self._client is None)
             return batch, seconds
-        if now >= spool.adopt_at:
-            spool.adopt(now)
-        self._load_from(spool)
+        has_more = self._load_from(spool, now)
         # What waited on disk is sent in its order.
         in_order = spool.unread > 0 or not self._backlog.settled(self._in_order_to)
         batch, seconds, _ = self._backlog.take(now, alone=self._client is None or in_order)
-        until_adoption = spool.adopt_at - now
+        until_adoption = 0.0 if has_more else spool.look(now)
         return batch, until_adoption if seconds is None else min(seconds, until_adoption)
 
-    def _load_from(self, spool: Spool) -> None:
+    def _load_from(self, spool: Spool, now: float) -> bool:
         room = self._capacity - self._backlog.held
         if (
-            not spool.has_unread
+            not spool.has_work(now)
             or room < min(self._batch_rows, self._capacity)
             or self._backlog.held_bytes >= self._capacity_bytes
         ):
-            return
-        rows, own, lost = spool.load(min(room, self._batch_rows))
+            return False
+        room_bytes = self._capacity_bytes - self._backlog.held_bytes
+        rows, own, lost = spool.load(min(room, self._batch_rows), room_bytes, now)
         self._dropped += lost
         self._backlog.skip(lost)
         if not rows:
@@ -601,6 +599,9 @@ class EventWriter:
             self._backlog.add(row, time.monotonic())
         if own:
             self._in_order_to = self._backlog.position
+        else:
+            self._backlog.request_flush()
+        return spool.has_work(now)
 
     def _share_the_load(self) -> None:
         backlog = self._backlog

@@ -128,11 +128,11 @@ def test_what_is_no_file_is_named_and_the_rest_is_shown_and_drained(spool_dir: P
     left_by_a_dead_process(spool_dir, 3)
     (spool_dir / "sub.events").mkdir()
     result = run("spool", str(spool_dir))
-    assert result.stderr == "✗ sub.events: it cannot be read: Is a directory\n"
+    assert result.stderr == "✗ sub.events: it cannot be read: Not a regular file\n"
     assert "- 3 events wait in" in result.stdout
     assert result.exit_code == 1
     result = run("spool", str(spool_dir), "--drain")
-    assert "✗ sub.events: it cannot be read: Is a directory\n" in result.stderr
+    assert "✗ sub.events: it cannot be read: Not a regular file\n" in result.stderr
     assert result.stdout.endswith("✓ 3 events delivered, 0 rejected, 0 left\n")
     assert result.exit_code == 1
 
@@ -145,7 +145,7 @@ def test_a_spool_that_cannot_be_read_is_wrong(
     def refuse(directory: Path) -> None:
         raise PermissionError(13, "Permission denied", str(directory))
 
-    monkeypatch.setattr("lorc_eventlog.spool.store.survey", refuse)
+    monkeypatch.setattr("lorc_eventlog.spool.survey", refuse)
     result = run("spool", str(spool_dir))
     assert result.stderr == f"✗ {spool_dir} cannot be read: Permission denied\n"
     assert result.exit_code == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import PRIVATE, numbers_in, start_program
-from lorc_eventlog.spool.store import survey
+from lorc_eventlog.spool import survey
 from scripted_bigquery import ScriptedBigQuery
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C library by its own name")

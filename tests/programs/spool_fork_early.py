@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lorc_eventlog import EventWriter
-from lorc_eventlog.spool.store import survey
+from lorc_eventlog.spool import survey
 
 directory = Path(sys.argv[1])
 CHILDREN = 20

@@ -19,6 +19,7 @@ import pytest
 
 from harness import (
     assert_adds_up,
+    eventually,
     make_event,
     nothing_private_is_said,  # noqa: F401  an autouse fixture
     numbers_in,
@@ -28,7 +29,8 @@ from harness import (
     submit_events,
 )
 from lorc_eventlog.events.envelope import to_row
-from lorc_eventlog.spool.store import HEADER, encode_line, survey
+from lorc_eventlog.spool import survey
+from lorc_eventlog.spool.format import HEADER, encode_line
 from scripted_bigquery import ScriptedBigQuery, reset_after_storing, status
 
 SOAK = bool(os.environ.get("LORC_EVENTLOG_SOAK"))
@@ -112,7 +114,7 @@ def test_a_kill_after_any_change_on_disk_loses_nothing(
         assert expected <= stored[str(changes)], changes
         left = sorted(path.name for path in directory.iterdir())
         assert left == [
-            "2-1-a.events.damaged", "3-1-a.events.damaged", "5-1-a.events.damaged", "acknowledged",
+            "2-1-a.events.damaged", "3-1-a.events.damaged", "5-1-a.events", "acknowledged",
         ], changes  # fmt: skip
 
 
@@ -180,6 +182,10 @@ def test_a_forked_child_has_a_file_of_its_own_and_does_not_hold_that_of_the_pare
         reports = survey(tmp_path)
         assert {report.owner_pid for report in reports} == pids
         assert [(report.is_locked, report.events) for report in reports] == [(True, 1), (True, 1)]
+        # Stopped, the child cannot adopt what the parent leaves, as it rightly would.
+        os.kill(child, signal.SIGSTOP)
+        stat = Path(f"/proc/{child}/stat")
+        eventually(lambda: stat.read_text().rpartition(") ")[2].startswith("T"))
         parent.kill()
         parent.wait()
         locks = {report.owner_pid: report.is_locked for report in survey(tmp_path)}

@@ -39,20 +39,17 @@ CIRCLES: set[tuple[str, ...]] = set()
 LONG_MODULES = {
     "delivery/queue.py",
     "delivery/writer.py",
-    "spool/store.py",
 }
 
 LONG_CLASSES = {
     "delivery/queue.py: DeliveryQueue",
     "delivery/writer.py: EventWriter",
-    "spool/store.py: Spool",
 }
 
 LONG_TESTS = {
     "adapters/test_handler.py",
     "delivery/test_queue.py",
     "delivery/test_writer.py",
-    "spool/test_store.py",
 }
 
 
