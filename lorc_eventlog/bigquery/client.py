@@ -20,7 +20,7 @@ EMULATOR_VARIABLE = "BIGQUERY_EMULATOR_HOST"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
 EMULATOR_PROJECT = "test-project"
 
-import_guard = ForkLock(fork_waits=60.0, others_wait=5.0)
+import_guard = ForkLock(fork_waits=60.0)
 """Held while Google's client is imported in the background.
 
 A fork in the middle of an import would leave the child with a module that is locked for ever.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import sys
 import time
@@ -105,10 +106,20 @@ class _Registry:
 
 _pools = _Pools()
 watch_pools = _pools.watch
+
+
+def _before_fork() -> None:
+    if "billiard.process" in sys.modules and "billiard.util" not in sys.modules:
+        # The child would import it, and clear the finalizers, after a fork hook has logged.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("billiard.util")
+    watch_pools()
+
+
 fork.register_first(_Registry())
 fork.register_first(_pools)
 
 # Registered with the import, so that it runs after the exit functions of the application.
 atexit.register(finish_all)
 if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
-    os.register_at_fork(before=watch_pools)
+    os.register_at_fork(before=_before_fork)
