@@ -18,7 +18,8 @@ def main() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            BigQueryEventProcessor(source="questionnaires"),  # before the renderer
+            # Before the renderer, which then prints neither payloads nor subject_ids.
+            BigQueryEventProcessor(source="questionnaires", redact_line=True),
             structlog.processors.JSONRenderer(),
         ]
     )

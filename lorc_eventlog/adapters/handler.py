@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others
+from lorc_eventlog.adapters.redaction import HIDDEN, revealed
 from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
@@ -94,6 +95,9 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
+        if HIDDEN in fields:
+            record = revealed(record)
+            fields = record.__dict__
         known = OF_LOGGING
         if fields.get("event_type") is None:
             if "extra" not in fields and type(record.msg) is str:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_STRUCTLOG, others
+from lorc_eventlog.adapters.redaction import LINE_OF_STRUCTLOG, redact
+from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say
 from lorc_eventlog.events.row import draft_at
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+    from lorc_eventlog.delivery.writer import EventWriter
 
 
 class BigQueryEventProcessor(Adapter):
@@ -21,8 +28,35 @@ class BigQueryEventProcessor(Adapter):
     None is as good as missing. Without a ``payload``, it is everything else that is bound to the
     event, its message (``event``) included, without what structlog puts there for itself.
 
-    Args, Attributes, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`, but ``level``.
+    Args:
+        bq_client: A ``google.cloud.bigquery.Client``; None makes one on first use.
+        source: The ``source`` of lines that carry none.
+        background: True delivers by threads; False sends each event in the call.
+        writer: An ``EventWriter`` to share with other adapters.
+        redact_line: True takes ``payload`` and ``subject_id``, and all that is bound to an event
+            without ``payload``, out of the line that the processors after this one see.
+        writer_options: Options of :class:`~lorc_eventlog.EventWriter`.
+
+    Attributes, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`.
     """
+
+    own_options = (*Adapter.own_options, "redact_line")
+
+    def __init__(
+        self,
+        bq_client: Client | None = None,
+        *,
+        source: str | None = None,
+        background: bool = True,
+        writer: EventWriter | None = None,
+        redact_line: bool = False,
+        **writer_options: Any,
+    ) -> None:
+        check(isinstance(redact_line, bool), "redact_line", redact_line, "true or false")
+        super().__init__(
+            bq_client, source=source, background=background, writer=writer, **writer_options
+        )
+        self._redact_line = redact_line
 
     _is_misplaced = False
 
@@ -55,7 +89,7 @@ class BigQueryEventProcessor(Adapter):
                 say(logging.ERROR, "%s", loss(event_type, error))
             else:
                 self._say_misplaced(event_dict)
-        return event_dict
+        return _redacted(event_dict) if self._redact_line else event_dict
 
     def _say_misplaced(self, line: object) -> None:
         if not self._is_misplaced:
@@ -71,3 +105,12 @@ class BigQueryEventProcessor(Adapter):
 def _is_about_delivery(record: Any) -> bool:
     # ProcessorFormatter adds the record of a line that was logged by the standard library.
     return record is not None and is_about_delivery(record)
+
+
+def _redacted(line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if not issubclass(type(line), Mapping):
+        return line  # it is rendered already, which the processor has reported
+    try:
+        return redact(line, LINE_OF_STRUCTLOG, bound_is_payload=True)
+    except Exception:  # noqa: BLE001  a log call never raises
+        return {"event": "a line that cannot be redacted"}

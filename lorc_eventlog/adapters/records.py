@@ -32,7 +32,7 @@ def others(fields: Mapping[Any, Any], known: frozenset[str]) -> dict[Any, Any]:
     return {
         key: value
         for key, value in fields.items()
-        if key not in known and not str(key).startswith("_")
+        if key not in known and not (isinstance(key, str) and key.startswith("_"))
     }
 
 

@@ -401,7 +401,6 @@ class HostileKey:
     [
         {"event_type": Hostile("a.b"), "source": "app"},
         {"event_type": "a.b", "source": Hostile("app")},
-        {"event_type": "a.b", "source": "app", HostileKey(): 1},
     ],
 )
 def test_of_an_error_that_is_not_the_packages_own_only_the_type_is_told(
@@ -412,6 +411,14 @@ def test_of_an_error_that_is_not_the_packages_own_only_the_type_is_told(
     assert [record.getMessage() for record in caplog.records] == [
         "event 'a.b' is not recorded: ValueError"
     ]
+
+
+def test_a_key_that_cannot_be_said_costs_no_event(make: Make, scripted: ScriptedBigQuery) -> None:
+    processor = make(background=False)
+    line: Any = {"event_type": "a.b", "source": "app", HostileKey(): 1}
+    assert processor(None, "info", line) is line
+    [value] = payload_of(scripted).values()
+    assert value == 1
 
 
 def test_a_filter_of_our_logger_that_raises_does_not_reach_the_application(

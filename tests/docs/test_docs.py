@@ -190,6 +190,7 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     if page == "docs/frameworks.md":
         pytest.importorskip("django")
         pytest.importorskip("fastapi")
+        pytest.importorskip("pythonjsonlogger")
     if (
         page == "docs/payload.md"
     ):  # test_payload_page.py runs what it can of it, without pandas, too

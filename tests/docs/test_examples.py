@@ -53,6 +53,7 @@ def test_structlog_pipeline_renders_every_line_and_delivers_the_events(query: Qu
     lines = run_example("structlog_pipeline.py").stdout.splitlines()
 
     assert ['"event": "connected"' in lines[0], len(lines)] == [True, 3]
+    assert not any("patient-17" in line or "sleep" in line or "pages" in line for line in lines)
     assert query("SELECT * EXCEPT (event_id, created_at) FROM events ORDER BY created_at") == [
         {
             "event_type": "questionnaire.answered",

@@ -52,6 +52,7 @@ def test_everything_public_is_there_and_documented() -> None:
         "BigQueryEventProcessor",
         "Envelope",
         "EventWriter",
+        "RedactionFilter",
         "WriterStats",
         "build_envelope",
         "check_events_table",
