@@ -11,6 +11,8 @@ from lorc_eventlog.delivery.synchronous import emit
 from lorc_eventlog.delivery.writer import EventWriter, WriterStats
 from lorc_eventlog.events.envelope import Envelope, build_envelope
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BigQueryEventHandler",
     "BigQueryEventProcessor",

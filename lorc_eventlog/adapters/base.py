@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import os
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypedDict, Unpack
 
 from lorc_eventlog.delivery.options import check, has_method
 from lorc_eventlog.delivery.synchronous import ForegroundWriter
@@ -11,8 +12,27 @@ from lorc_eventlog.delivery.writer import EventWriter
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.delivery.writer import DeadLetterCallback
 
 _OPTIONS_OF_A_WRITER = EventWriter.__init__.__kwdefaults__ or {}
+
+
+class WriterOptions(TypedDict, total=False):
+    """The options of an ``EventWriter``, which handler and processor hand on to it.
+
+    With it editors complete them, and type checkers refuse ``capcity=1`` and ``overflow="dropp"``.
+    """
+
+    batch_rows: int
+    flush_interval: float
+    capacity: int
+    capacity_bytes: int
+    overflow: Literal["drop", "block"]
+    close_timeout: float
+    on_dead_letter: DeadLetterCallback | None
+    spool_dir: str | os.PathLike[str] | None
+    spool_max_bytes: int
+    spool_sync: Literal["normal", "full"]
 
 
 class Adapter:
@@ -42,7 +62,7 @@ class Adapter:
         source: str | None = None,
         background: bool = True,
         writer: EventWriter | None = None,
-        **writer_options: Any,
+        **writer_options: Unpack[WriterOptions],
     ) -> None:
         self._check_options(writer_options)
         check(
@@ -69,12 +89,18 @@ class Adapter:
             _refuse("background is false, so that there is no buffer", None, writer_options)
             self.writer = ForegroundWriter(bq_client)
 
-    def _check_options(self, writer_options: dict[str, Any]) -> None:
+    def _check_options(self, writer_options: WriterOptions) -> None:
         unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
         if unknown:
             options = [*self.own_options, *_OPTIONS_OF_A_WRITER]
             msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
             raise TypeError(msg)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Send what is buffered and wait until it is settled.
@@ -94,7 +120,7 @@ class Adapter:
         self.writer.close()
 
 
-def _refuse(why: str, bq_client: Client | None, writer_options: dict[str, Any]) -> None:
+def _refuse(why: str, bq_client: Client | None, writer_options: WriterOptions) -> None:
     unused = sorted(writer_options) + (["bq_client"] if bq_client is not None else [])
     if unused:
         msg = f"{', '.join(unused)} would have no effect: {why}"

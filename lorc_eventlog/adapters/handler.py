@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others
@@ -18,6 +18,7 @@ from lorc_eventlog.lifecycle.signals import BackgroundThread
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.adapters.base import WriterOptions
     from lorc_eventlog.delivery.writer import EventWriter
 
 
@@ -63,7 +64,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         background: bool = True,
         writer: EventWriter | None = None,
         payload_from_extra: bool = False,
-        **writer_options: Any,
+        **writer_options: Unpack[WriterOptions],
     ) -> None:
         check(
             isinstance(payload_from_extra, bool),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_STRUCTLOG, others
@@ -17,6 +17,7 @@ from lorc_eventlog.events.row import draft_at
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.adapters.base import WriterOptions
     from lorc_eventlog.delivery.writer import EventWriter
 
 
@@ -50,7 +51,7 @@ class BigQueryEventProcessor(Adapter):
         background: bool = True,
         writer: EventWriter | None = None,
         redact_line: bool = False,
-        **writer_options: Any,
+        **writer_options: Unpack[WriterOptions],
     ) -> None:
         check(isinstance(redact_line, bool), "redact_line", redact_line, "true or false")
         super().__init__(

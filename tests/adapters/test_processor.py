@@ -516,7 +516,7 @@ def test_an_option_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^bq_client must be a google\.cloud\.bigquery\.Client "):
         BigQueryEventProcessor("app.client")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^no such option: batch_size; the options are bq_client,"):
-        BigQueryEventProcessor(batch_size=5)
+        BigQueryEventProcessor(batch_size=5)  # type: ignore[call-arg]
 
 
 def test_in_the_foreground_nothing_is_ever_buffered(

@@ -308,4 +308,4 @@ class TestTheProcessor:
         with pytest.raises(ValueError, match=r"^redact_line must be true or false, not 'yes'$"):
             BigQueryEventProcessor(redact_line="yes")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"writer, redact_line, batch_rows, "):
-            BigQueryEventProcessor(redact=True)
+            BigQueryEventProcessor(redact=True)  # type: ignore[call-arg]

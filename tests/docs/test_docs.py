@@ -425,7 +425,7 @@ def test_every_test_that_the_page_about_reliability_names_exists() -> None:
     defined = {
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
     rows = re.findall(

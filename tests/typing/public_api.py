@@ -109,6 +109,11 @@ def handlers(client: bigquery.Client) -> logging.Handler:
     handler = BigQueryEventHandler(client, "INFO", source="app", on_dead_letter=keep, capacity=5)
     BigQueryEventHandler(level=logging.INFO, background=False)
     BigQueryEventHandler(writer=EventWriter())
+    BigQueryEventHandler(overflow="dropp")  # type: ignore[arg-type]
+    BigQueryEventHandler(capcity=1)  # type: ignore[call-arg]
+    BigQueryEventHandler(payload_from_extra=True, spool_dir=Path("spool"), spool_sync="full")
+    with BigQueryEventHandler(source="app") as made:
+        assert_type(made, BigQueryEventHandler)
     handler.addFilter(logging.Filter("app"))
     assert_type(handler.flush(), bool)
     assert_type(handler.flush(timeout=5), bool)
@@ -122,6 +127,10 @@ def handlers(client: bigquery.Client) -> logging.Handler:
 
 def processors(client: bigquery.Client) -> None:
     processor = BigQueryEventProcessor(client, source="app", flush_interval=0.5)
+    BigQueryEventProcessor(flush_interval="1")  # type: ignore[arg-type]
+    BigQueryEventProcessor(flush_intervall=1)  # type: ignore[call-arg]
+    with BigQueryEventProcessor(redact_line=True) as made:
+        assert_type(made, BigQueryEventProcessor)
     chain: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         processor,

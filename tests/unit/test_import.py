@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 
@@ -61,6 +62,10 @@ def test_everything_public_is_there_and_documented() -> None:
     ]
     for name in lorc_eventlog.__all__:
         assert getattr(lorc_eventlog, name).__doc__
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert lorc_eventlog.__version__ == version("lorc_eventlog")
 
 
 def test_the_time_that_the_import_takes_is_reported(

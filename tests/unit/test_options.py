@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 
 from harness import running_writer
-from lorc_eventlog import EventWriter
+from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, EventWriter
+from lorc_eventlog.adapters.base import WriterOptions
 from scripted_bigquery import ScriptedBigQuery
 
 SECONDS = "must be a number of seconds from 0 to 1,000,000"
@@ -54,3 +56,22 @@ def test_flush_takes_any_timeout(scripted: ScriptedBigQuery) -> None:
         writer.emit("a.b", {}, source="s")
         assert writer.flush(float("inf"))
     assert len(scripted.rows) == 1
+
+
+def test_the_options_that_a_type_checker_knows_are_those_of_the_writer() -> None:
+    parameters = inspect.signature(EventWriter).parameters
+    of_the_writer = {
+        name: parameter.annotation
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    known = WriterOptions.__annotations__
+    assert {name: hint.__forward_arg__ for name, hint in known.items()} == of_the_writer
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("adapter", [BigQueryEventHandler, BigQueryEventProcessor])
+def test_the_end_of_a_with_block_closes(adapter: Any) -> None:
+    with adapter(source="s") as made:
+        made.writer.emit("a.b", {}, source="s")
+    assert made.writer.stats().delivered == 1
