@@ -98,7 +98,7 @@ class Orphans:
         """
         adopted: list[Path] = []
         rows = row_bytes = read_bytes = 0
-        while rows < limit and row_bytes < limit_bytes and read_bytes < READ_BYTES:
+        while rows < limit and row_bytes <= limit_bytes and read_bytes < READ_BYTES:
             segment = self._current or self._adopt_next(now, adopted)
             if segment is None:
                 break
@@ -136,13 +136,14 @@ class Orphans:
                     self._report.set_aside(segment, damaged)
 
     def leave(self) -> None:
-        """Leave to others what has no events in memory."""
+        """Leave to others the segments that have no events in memory."""
         self._names.clear()
         self._after = ""
-        self._current = None
         for segment in [each for each in self._open if not (each.live or each.is_done)]:
             self._open.discard(segment)
             segment.close()
+        if self._current not in self._open:
+            self._current = None
 
     def _adopt_next(self, now: float, adopted: list[Path]) -> Segment | None:
         while len(self._open) < self._most_open:

@@ -33,6 +33,15 @@ class SpoolReport:
                 what = f"{escaped(path.name)} {what}"
             self._notes.note(logging.ERROR, "spool %s: %s: %s", self._directory, what, why)
 
+    def fault(self, error: Exception) -> None:
+        """Something failed that never should; what it says may quote an event."""
+        if self._troubles.lets_through(time.monotonic(), "fault"):
+            self._notes.note(
+                logging.ERROR,
+                "spool %s: reading or removing files failed and is tried again: %s",
+                self._directory, type(error).__name__,
+            )  # fmt: skip
+
     def recovered(self) -> None:
         """The disk takes events again."""
         self._notes.note(logging.INFO, "spool %s: events go to disk again", self._directory)

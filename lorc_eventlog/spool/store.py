@@ -131,25 +131,28 @@ class Store:
         segment = reading.segment
         count = len(reading.rows)
         segment.take_in(reading)
+        # Signal safety: make no call between these updates. A signal handler could log during it.
         segment.unread -= count
         self.unread -= count
-        lost = segment.unread if segment.is_read else 0
+        lost = segment.unread if segment.read_to >= segment.size else 0
         segment.unread -= lost
         self.unread -= lost
         return lost
 
     def release(self, segment: Segment) -> None:
         """Free the space of ``segment`` if every event in it is settled."""
-        if not segment.is_done:
+        remove, done = self._full.remove, self._done.append
+        # Signal safety: make no call between the look and the change. A signal handler could
+        # append an event during it.
+        if segment.read_to < segment.size or segment.live or segment.unread:
             return
         if segment is not self._active:
-            remove, done = self._full.remove, self._done.append
             self._full_bytes -= segment.size
             done(segment)
             remove(segment)
         elif segment.damaged_bytes:
             self._active = None
-            self._done.append(segment)
+            done(segment)
         else:
             try:
                 segment.empty()

@@ -34,6 +34,7 @@ from spools import (
     deliver_all,
     failing,
     line,
+    load,
     names,
     open_spool,
     row,
@@ -103,20 +104,24 @@ def test_a_signal_handler_that_logs_while_a_write_fails_loses_nothing(
     failed, nested, later = row(0), row(1), row(2)
     real_write = os.pwrite
     with open_spool(tmp_path) as spool:
-        assert spool.append(later, encode_line(later), in_memory=True)
+        assert spool.append_row(later, encode_line(later))
 
         def write(descriptor: int, data: bytes, offset: int) -> int:
             monkeypatch.setattr(os, "pwrite", real_write)
             real_write(descriptor, data[:50], offset)
-            assert spool.append(nested, encode_line(nested), in_memory=in_memory)
+            assert spool.append(encode_line(nested))
             raise OSError(errno.EIO, "it fails")
 
         monkeypatch.setattr(os, "pwrite", write)
-        assert not spool.append(failed, encode_line(failed), in_memory=in_memory)
+        if in_memory:
+            assert spool.append_row(failed, encode_line(failed)) is None
+        else:
+            assert not spool.append(encode_line(failed))
         assert survey(tmp_path)[0].events == 2
-        rows, _, lost = spool.load(5, 2**20, 0.0)
-        assert (rows, lost) == (([], 0) if in_memory else ([nested], 0))
-        spool.strike([later, *(rows or [nested])])
+        loaded = load(spool)
+        assert loaded is not None
+        assert (loaded.rows, loaded.lost) == ([nested], 0)
+        spool.acknowledge([later, *loaded.rows])
         assert spool.kept == 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lorc_eventlog.spool.format import (
@@ -179,6 +179,7 @@ def test_whatever_a_file_begins_with_its_header_can_be_asked_for(beginning: byte
     assert header.table in (None, TABLE)
 
 
+@settings(deadline=None)
 @given(content=PIECES, limit=st.integers(1, 4), claimed=st.integers(0, 100))
 def test_whatever_a_file_holds_reading_it_comes_to_its_end(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, limit: int, claimed: int

@@ -26,6 +26,7 @@ from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.spool import orphans, report
 from lorc_eventlog.spool.format import HEADER, encode_header, encode_line
 from lorc_eventlog.spool.report import SpoolReport
+from lorc_eventlog.spool.spool import Loaded
 from lorc_eventlog.spool.survey import survey
 from scripted_bigquery import ScriptedBigQuery
 from spools import (
@@ -33,6 +34,7 @@ from spools import (
     content,
     deliver_all,
     line,
+    load,
     names,
     open_spool,
     row,
@@ -106,9 +108,10 @@ def test_of_many_files_some_are_adopted_at_a_time(
     for number in range(10):
         segment_of_the_dead(tmp_path, HEADER + line(number), name=f"{number}-1-a")
     with open_spool(tmp_path) as spool:
-        rows, _, _ = spool.load(100, 2**20, 0.0)
-        assert sum(each.is_locked for each in survey(tmp_path)) == len(rows) == 3
-        spool.strike(rows)
+        loaded = load(spool, 100)
+        assert loaded is not None
+        assert sum(each.is_locked for each in survey(tmp_path)) == len(loaded.rows) == 3
+        spool.acknowledge(loaded.rows)
     with running_writer(spool_dir=tmp_path) as writer:
         assert writer.drain_spool(10)
     assert numbers_in(scripted) == list(range(3, 10))
@@ -193,7 +196,8 @@ def test_a_file_that_is_delivered_by_another_just_now_is_no_trouble(
 
     with Records() as records, open_spool(tmp_path) as spool, monkeypatch.context() as patch:
         patch.setattr(os, "open", open_late)
-        assert spool.load(5, 2**20, 0.0) == ([], False, 0)
+        assert load(spool) == Loaded()
+        assert load(spool) is None
     assert records.records == []
 
 
@@ -209,7 +213,8 @@ def test_a_file_that_is_deleted_before_it_is_locked_is_not_adopted(
 
     with open_spool(tmp_path) as spool, monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", lock_late)
-        assert spool.load(5, 2**20, 0.0) == ([], False, 0)
+        assert load(spool) == Loaded()
+        assert load(spool) is None
 
 
 def test_a_new_file_that_another_takes_for_abandoned_is_made_again(
@@ -228,11 +233,11 @@ def test_a_new_file_that_another_takes_for_abandoned_is_made_again(
     with open_spool(tmp_path) as spool:
         with monkeypatch.context() as patch:
             patch.setattr(fcntl, "flock", be_late)
-            assert spool.append(new, encode_line(new), in_memory=True)
+            assert spool.append_row(new, encode_line(new))
         assert stolen
         (report,) = survey(tmp_path)
         assert (report.events, report.is_locked) == (1, True)
-        spool.strike([new])
+        spool.acknowledge([new])
 
 
 # Draining

@@ -64,14 +64,14 @@ def test_a_delivered_event_is_erased_although_others_in_its_file_wait(tmp_path: 
     with open_spool(tmp_path) as spool:
         rows = [row(number) for number in range(5)]
         for each in rows:
-            assert spool.append(each, encode_line(each), in_memory=True)
-        spool.strike(rows[1:3])
+            assert spool.append_row(each, encode_line(each))
+        spool.acknowledge(rows[1:3])
         left = content(tmp_path)
         assert [each["event_id"].encode() in left for each in rows] == [
             True, False, False, True, True,
         ]  # fmt: skip
         assert left.count(PRIVATE.encode()) == 3 * 2
-        spool.strike([rows[0], *rows[3:]])
+        spool.acknowledge([rows[0], *rows[3:]])
         assert content(tmp_path) == EMPTY
 
 
@@ -247,12 +247,12 @@ def test_a_small_spool_has_room_again_when_part_of_it_is_delivered(tmp_path: Pat
         for number in range(1000):
             new = row(number)
             assert not spool.is_full(encode_line(new))
-            assert spool.append(new, encode_line(new), in_memory=True)
+            assert spool.append_row(new, encode_line(new))
             waiting.append(new)
             if len(waiting) == 20:  # never all of it
-                spool.strike(waiting[:10])
+                spool.acknowledge(waiting[:10])
                 del waiting[:10]
-        spool.strike(waiting)
+        spool.acknowledge(waiting)
 
 
 # Options

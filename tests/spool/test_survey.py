@@ -31,9 +31,9 @@ def test_the_survey_tells_what_is_in_each_file(tmp_path: Path) -> None:
     before = content(tmp_path)
     own = row(4)
     with open_spool(tmp_path) as spool:
-        assert spool.append(own, encode_line(own), in_memory=True)
+        assert spool.append_row(own, encode_line(own))
         reports = survey(tmp_path)
-        spool.strike([own])
+        spool.acknowledge([own])
     assert content(tmp_path) == before
     assert reports[0] == SegmentReport(
         damaged, 5, is_locked=False, is_set_aside=True, events=0,

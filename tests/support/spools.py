@@ -18,7 +18,7 @@ from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.events.row import Row
 from lorc_eventlog.spool.format import encode_header, encode_line
-from lorc_eventlog.spool.synchronous import Spool
+from lorc_eventlog.spool.spool import Loaded, Spool
 
 TABLE = "dataset.events"
 """The table of the server in the tests."""
@@ -57,18 +57,25 @@ def open_spool(directory: Path, **options: Any) -> Iterator[Spool]:
     try:
         yield spool
     finally:
-        spool.close()
+        spool.close()()
         notes.say()
+
+
+def load(spool: Spool, rows: int = 5) -> Loaded | None:
+    """Do one chore; what it brought, or None if there is none."""
+    now = time.monotonic()
+    chore = spool.next_chore(rows, 2**20, now)
+    return None if chore is None else spool.chore_done(chore(), now)
 
 
 def deliver_all(directory: Path, **options: Any) -> list[int]:
     """Adopt and acknowledge everything in ``directory``; the numbers of the events."""
     numbers: list[int] = []
     with open_spool(directory, **options) as spool:
-        while not spool.is_drained:
-            rows, _, _ = spool.load(5, 2**20, time.monotonic())
-            numbers += map(number_of, rows)
-            spool.strike(rows)
+        while (loaded := load(spool)) is not None:
+            numbers += map(number_of, loaded.rows)
+            spool.acknowledge(loaded.rows)
+        assert spool.is_drained
     return numbers
 
 
