@@ -12,7 +12,7 @@ from lorc_eventlog.delivery.writer import EventWriter
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.delivery.writer import DeadLetterCallback
+    from lorc_eventlog.delivery.options import DeadLetterCallback
 
 _OPTIONS_OF_A_WRITER = EventWriter.__init__.__kwdefaults__ or {}
 

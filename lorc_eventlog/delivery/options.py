@@ -1,9 +1,19 @@
-"""Are the options that a user gives what they can be? A ValueError says what they must be."""
+"""The options that a user gives. An invalid value is a ValueError that says what is valid."""
 
 from __future__ import annotations
 
 import os
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.envelope import Envelope
+
+DeadLetterCallback = Callable[["Envelope", str], object]
+
+MAX_BATCH_ROWS = 50_000
+"""BigQuery takes no more rows in a request, and recommends about 500."""
 
 MAX_SECONDS = 1_000_000
 """No time-out is longer; Python's locks take no infinity."""
@@ -47,3 +57,41 @@ def check_client(value: object) -> None:
 def has_method(thing: object, method: str) -> bool:
     """Whether ``thing`` can do ``method``."""
     return callable(getattr(thing, method, None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """What an ``EventWriter`` is told; see there."""
+
+    batch_rows: int
+    flush_interval: float
+    capacity: int
+    capacity_bytes: int
+    overflow: Literal["drop", "block"]
+    close_timeout: float
+    on_dead_letter: DeadLetterCallback | None
+    spool_dir: str | os.PathLike[str] | None
+    spool_max_bytes: int
+    spool_sync: Literal["normal", "full"]
+
+    def __post_init__(self) -> None:
+        check_whole("batch_rows", self.batch_rows, MAX_BATCH_ROWS)
+        check_seconds("flush_interval", self.flush_interval)
+        check_whole("capacity", self.capacity)
+        check_whole("capacity_bytes", self.capacity_bytes)
+        check(self.overflow in ("drop", "block"), "overflow", self.overflow, '"drop" or "block"')
+        check_seconds("close_timeout", self.close_timeout)
+        check(
+            self.on_dead_letter is None or callable(self.on_dead_letter),
+            "on_dead_letter",
+            self.on_dead_letter,
+            "a callable (in a dictConfig: ext://package.function)",
+        )
+        check_path("spool_dir", self.spool_dir)
+        check_whole("spool_max_bytes", self.spool_max_bytes)
+        check(
+            self.spool_sync in ("normal", "full"),
+            "spool_sync",
+            self.spool_sync,
+            '"normal" or "full"',
+        )

@@ -432,18 +432,19 @@ class DeliveryQueue:
         self._again.append(batch)
         return Verdict()
 
-    def give_back(self, batch: Batch, now: float) -> None:
+    def give_back(self, batch: Batch, now: float) -> bool:
         """Sending ``batch`` ended in an exception: one failed try, and no evidence against a row.
 
-        Changes nothing if the batch is decided already.
+        Changes nothing, and returns False, if the batch is decided already.
         """
         if batch not in self._in_flight:
-            return
+            return False
         batch.tries += 1
         batch.due = now + self._jitter(batch.tries)
         self._pause(now, now)
         self._in_flight.discard(batch)
         self._again.append(batch)
+        return True
 
     def dead_lettered(self, batch: Batch, letters: list[DeadLetter]) -> None:  # noqa: ARG002
         """``letters``, of a verdict on ``batch``, are handed over: now they are settled."""
@@ -461,6 +462,33 @@ class DeliveryQueue:
         self._resume_at = now
         for batch in self._again:
             batch.due = now
+
+    def duplicate_in_flight(self, now: float, *, older_than: float) -> int:  # noqa: ARG002
+        """Have batches sent once more that were taken so many seconds ago; returns how many."""
+        return 0
+
+    # What only a queue with disk behind it has something to do for
+
+    @property
+    def kept(self) -> int:
+        """How many of the rows that are held survive the process."""
+        return 0
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing is left of what dead processes buffered."""
+        return True
+
+    def look_now(self) -> None:
+        """Look for what dead processes buffered, by a chore that comes next."""
+
+    def chore_done(self, result: object, now: float) -> int:  # noqa: ARG002
+        """Apply the result of a chore, None if it failed; returns how many rows it lost."""
+        return 0
+
+    def close(self) -> Callable[[], object]:
+        """Nothing is held for now; what is returned is to be called without the lock."""
+        return int
 
     def _give_up(self, batch: Batch, reason: Reason) -> Verdict:
         letter = DeadLetter(batch.rows[0], reason, batch.position)

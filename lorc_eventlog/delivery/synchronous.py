@@ -11,7 +11,7 @@ from lorc_eventlog.bigquery.failures import as_failure
 from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
-from lorc_eventlog.delivery.writer import WriterStats
+from lorc_eventlog.delivery.settlement import WriterStats
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row

@@ -25,17 +25,18 @@ from harness import (
     assert_adds_up,
     eventually,
     make_event,
-    nothing_private_is_said,  # noqa: F401  an autouse fixture
     numbers_in,
     running_writer,
     sampled,
     submit_events,
 )
+from inside import retry_now
 from lorc_eventlog import BigQueryEventHandler, Envelope
 from lorc_eventlog.bigquery import client as client_module
 from lorc_eventlog.bigquery import insert_all as insert_module
 from lorc_eventlog.delivery import queue as backlog_module
-from lorc_eventlog.delivery import writer as writer_module
+from lorc_eventlog.delivery import report as report_module
+from lorc_eventlog.delivery import senders as senders_module
 from lorc_eventlog.diagnostics import Throttle
 from scripted_bigquery import (
     MAX_REQUEST_BYTES,
@@ -139,7 +140,7 @@ def test_a_server_that_cannot_be_reached_is_waited_for(
 def test_a_server_that_never_answers_is_given_up_after_the_request_timeout(
     scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr(senders_module, "REQUEST_TIMEOUT", 0.3)
     monkeypatch.setattr(insert_module, "REQUEST_TIMEOUT", 0.3)
     scripted.script(hang())
     with running_writer(client) as writer:
@@ -161,7 +162,7 @@ def test_credentials_that_appear_later_are_used(
             raise google.auth.exceptions.DefaultCredentialsError("none were found")
         return client_module.open_client()
 
-    monkeypatch.setattr(writer_module, "open_client", without_credentials)
+    monkeypatch.setattr(insert_module, "open_client", without_credentials)
     with Records() as said, running_writer() as writer:
         submit_events(writer, range(10))
         assert not writer.flush(0.3)
@@ -214,7 +215,7 @@ def test_what_an_operator_must_mend_is_said_once_with_what_to_do(
         assert advice in message
         scripted.healthy()
         assert writer.flush(30)
-        eventually(lambda: any("takes events again" in t for t in said.texts(logging.INFO)))
+        eventually(lambda: any("is accepting events again" in t for t in said.texts(logging.INFO)))
 
     assert said.texts(logging.WARNING) == []
 
@@ -229,7 +230,7 @@ def test_it_is_said_again_after_a_minute_of_which_this_is_a_shorter_one(
         intervals.append(interval)
         return Throttle(interval / 200)
 
-    monkeypatch.setattr(writer_module, "Throttle", make_throttle)
+    monkeypatch.setattr(report_module, "Throttle", make_throttle)
     scripted.always(status(404))
     with Records() as said, running_writer(client) as writer:
         writer.submit(make_event(1))
@@ -423,7 +424,7 @@ def test_close_interrupts_the_pause_of_an_outage(
         writer.close()
         assert time.monotonic() - began < 20
         monkeypatch.undo()
-        writer._backlog._resume_at = 0.0
+        retry_now(writer)
         assert writer.flush(10)
 
 
@@ -434,18 +435,13 @@ def test_a_poisonous_row_that_is_alone_does_not_hold_up_a_later_event(
     scripted.refuse_request(number_is(0), 500)
     with running_writer(client, close_timeout=0.1) as writer:
         writer.submit(make_event(0))
-        scripted.wait_for_requests(1)
-        eventually(lambda: writer._backlog._again)
-        writer._backlog._resume_at = 0.0
-        writer.flush(0)
-        scripted.wait_for_requests(2)
-        eventually(lambda: writer._backlog._again)
+        eventually(lambda: writer.stats().retries == 1)
+        retry_now(writer)
+        eventually(lambda: writer.stats().retries == 2)
         writer.submit(make_event(1))
         scripted.wait_for_rows(1, 5)
         scripted._refused_requests.clear()
-        writer._backlog._resume_at = 0.0
-        for batch in writer._backlog._again:
-            batch.due = 0.0
+        retry_now(writer)
         assert writer.flush(10)
 
 

@@ -21,7 +21,7 @@ from google.cloud import bigquery
 import lorc_eventlog
 from clients import Query
 from lorc_eventlog import BigQueryEventHandler, EventWriter
-from lorc_eventlog.events.row import row_bytes
+from lorc_eventlog.events.row import Row, row_bytes
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = Path(lorc_eventlog.__file__).parent
@@ -481,7 +481,7 @@ def test_the_messages_on_the_page_about_operating_are_those_of_the_package() -> 
 @pytest.mark.parametrize("page", ["docs/options.md", "docs/operating.md"])
 def test_what_an_event_counts_as_is_what_the_writer_counts(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    row: Any = {"payload": ""}
+    row: Any = dict.fromkeys(Row.__annotations__, "")
     assert re.findall(r"(\d+) for each event|\(payload \+ (\d+)\)", text) in (
         [(f"{row_bytes(row)}", "")],
         [("", f"{row_bytes(row)}")],

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness import PRIVATE, numbers_in, run_program, running_writer, start_program
+from inside import dispatcher_of
 from lorc_eventlog import EventWriter
 from lorc_eventlog.lifecycle import exit as process_exit
 from scripted_bigquery import ScriptedBigQuery, hang, status
@@ -44,7 +45,7 @@ def test_all_is_delivered(scripted: ScriptedBigQuery, way: str) -> None:
 def test_a_short_outage_at_the_exit_loses_nothing(scripted: ScriptedBigQuery) -> None:
     """The pauses between the tries are then a second at most."""
     scripted.script(*[status(503)] * 6)
-    assert "BigQuery does not take events" in run_program("exits.py", "end of the script")
+    assert "BigQuery is not accepting events" in run_program("exits.py", "end of the script")
     assert numbers_in(scripted) == list(range(30))
 
 
@@ -111,7 +112,7 @@ def test_in_an_outage_the_exit_takes_close_timeout_and_says_how_many_are_left(
     _, said = program.communicate(timeout=40)
     took = time.monotonic() - began
 
-    assert f"{left} events are not delivered yet" in said
+    assert f"lost {left} events: BigQuery did not accept them within" in said
     assert PRIVATE not in said
     assert took < 20  # a request to a server that hangs would take 30
 
@@ -120,10 +121,10 @@ def test_the_second_of_two_exits_waits_no_more(scripted: ScriptedBigQuery) -> No
     """multiprocessing's exit functions come before atexit's, and both deliver."""
     with running_writer() as writer:
         writer.emit("a.b", {}, source="s")
-        writer.finish(time.monotonic() + 10)
+        dispatcher_of(writer).finish(time.monotonic() + 10)
         assert len(scripted.rows) == 1
         scripted.always(hang())
-        writer.finish(time.monotonic() + 10)
+        dispatcher_of(writer).finish(time.monotonic() + 10)
         assert scripted.requests[-1].fault is None
         scripted.healthy()
 

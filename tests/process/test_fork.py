@@ -33,9 +33,10 @@ from harness import (
     start_program,
     submit_events,
 )
+from inside import client_of, dispatcher_of
 from lorc_eventlog import EventWriter
 from lorc_eventlog.bigquery import client as client_module
-from lorc_eventlog.delivery import writer as writer_module
+from lorc_eventlog.delivery import dispatcher as dispatcher_module
 from scripted_bigquery import ScriptedBigQuery, delay, status
 
 CHILDREN = 4
@@ -52,7 +53,7 @@ def run_forks(scripted: ScriptedBigQuery, way: str, children: int, events: int) 
         pytest.fail(f"it hangs: {said}")
     assert program.returncode == 0, said
     assert PRIVATE not in said
-    waits = "BigQuery does not take events for now"
+    waits = "BigQuery is not accepting events"
     assert [line for line in said.splitlines() if not line.startswith(waits)] == []
     counts = {"parent": int(printed)} | {f"child-{n}": events for n in range(children)}
     arrived: defaultdict[str, Counter[int]] = defaultdict(Counter)
@@ -161,7 +162,7 @@ def test_gunicorn_with_preload_under_load(scripted: ScriptedBigQuery) -> None:
         _, said = server.communicate(timeout=30)
 
     assert "Traceback" not in said
-    assert "not delivered" not in said
+    assert "lost" not in said
     assert numbers_in(scripted) == [*range(601), 999999]
     assert len({event["payload"]["pid"] for event in scripted.events()}) == 3
 
@@ -363,8 +364,8 @@ def test_a_fork_waits_for_the_import_of_googles_client() -> None:
 def test_a_child_forgets_the_writers_that_only_the_parent_keeps(client: bigquery.Client) -> None:
     with running_writer(client, flush_interval=60) as writer:
         writer.submit(make_event(1))
-        assert writer in writer_module._unclosed
-        assert fork_and_wait(lambda: not writer_module._unclosed) == 0
+        assert dispatcher_of(writer) in dispatcher_module._holding
+        assert fork_and_wait(lambda: not dispatcher_module._holding) == 0
 
 
 def test_a_child_does_not_wait_for_a_lock_of_the_client_that_a_thread_of_the_parent_held(
@@ -402,7 +403,7 @@ def test_a_writer_without_a_client_opens_another_in_the_child(scripted: Scripted
     writer.flush(10)
 
     def in_child() -> bool:
-        assert writer._client is None
+        assert client_of(writer) is None
         writer.submit(make_event(1))
         return writer.flush(10)
 

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from lorc_eventlog import BigQueryEventHandler
+from inside import lock_of
+from lorc_eventlog import BigQueryEventHandler, EventWriter
 from lorc_eventlog.events.row import new_id
 
 way = sys.argv[1]
@@ -120,6 +121,8 @@ def child_logs_nothing() -> None:
 def locks_held() -> None:
     """A thread of the parent has every lock of ours at the fork."""
     handler = make_handler(flush_interval=60)
+    assert isinstance(handler.writer, EventWriter)
+    lock = lock_of(handler.writer)
     logger.addHandler(handler)
     log(0)
     from lorc_eventlog.bigquery.client import import_guard
@@ -128,12 +131,11 @@ def locks_held() -> None:
     held, end = threading.Event(), threading.Event()
 
     def hold_writer() -> None:
-        with handler.writer._lock:
-            held.set()
-            end.wait(60)
+        held.set()
+        end.wait(60)
 
     def hold() -> None:
-        import_guard.run(descriptors._no_fork_between.run, hold_writer)
+        import_guard.run(descriptors._no_fork_between.run, lock.run, hold_writer)
 
     holder = threading.Thread(target=hold)
     holder.start()

@@ -24,6 +24,7 @@ from harness import (
     sampled,
     submit_events,
 )
+from inside import queue_of, say_what_is_noted
 from lorc_eventlog import EventWriter
 from lorc_eventlog.spool import orphans
 from lorc_eventlog.spool.format import HEADER, encode_line
@@ -46,7 +47,7 @@ def refused_and_recovered(writer: EventWriter, directory: Path, mend: Callable[[
     """Events go by memory while the disk refuses them, and to disk again afterwards."""
     with Records() as records:
         submit_events(writer, range(20))
-        writer._notes.say()
+        say_what_is_noted(writer)
         (text,) = records.texts(logging.ERROR)
     assert str(directory) in text
     assert "wait in memory only" in text
@@ -56,7 +57,7 @@ def refused_and_recovered(writer: EventWriter, directory: Path, mend: Callable[[
 
         def is_on_disk_again() -> bool:
             writer.submit(make_event(100))
-            return writer._spool is not None and writer._spool.kept > 0
+            return queue_of(writer).kept > 0
 
         eventually(is_on_disk_again)
         eventually(lambda: records.texts(logging.INFO))
@@ -71,7 +72,7 @@ def test_a_full_disk_is_reported_once_and_events_go_by_memory(
         with Records() as records:
             with full:
                 submit_events(writer, range(20))
-            writer._notes.say()
+            say_what_is_noted(writer)
             (text,) = records.texts(logging.ERROR)
         assert "No space left on device" in text
         assert writer.stats().buffered == 20
@@ -149,14 +150,14 @@ def test_a_disk_that_is_really_full_costs_no_event(down: ScriptedBigQuery, tmp_p
     ):
         with sampled(writer):
             submit_events(writer, range(200))
-            writer._notes.say()
+            say_what_is_noted(writer)
             (text,) = records.texts(logging.ERROR)
             assert "No space left on device" in text
             assert 0 < sum(report.events for report in survey(directory)) < 200
             down.healthy()
             assert writer.flush(20)
             writer.submit(make_event(200))
-            writer._notes.say()
+            say_what_is_noted(writer)
         assert any("events go to disk again" in text for text in records.texts(logging.INFO))
         assert writer.flush(10)
         assert names(directory) != []
@@ -237,7 +238,7 @@ def test_a_disk_that_cannot_lock_or_sync_is_no_place_for_events(
         with Records() as records, monkeypatch.context() as patch:
             patch.setattr(fcntl if call == "flock" else os, call, fail)
             submit_events(writer, range(5))
-            writer._notes.say()
+            say_what_is_noted(writer)
             assert "No locks available" in records.texts(logging.ERROR)[0]
             assert names(tmp_path) == []
         assert writer.stats().buffered == 5
@@ -267,7 +268,7 @@ def test_what_cannot_be_erased_is_reported_and_delivered(
         with failing(monkeypatch, "pwrite"), failing(monkeypatch, "ftruncate"):
             down.healthy()
             assert writer.flush(10)
-        writer._notes.say()
+        say_what_is_noted(writer)
         texts = records.texts(logging.ERROR)
         assert any("cannot be erased" in text for text in texts)
         assert any("cannot be emptied" in text for text in texts)

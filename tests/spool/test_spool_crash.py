@@ -21,13 +21,13 @@ from harness import (
     assert_adds_up,
     eventually,
     make_event,
-    nothing_private_is_said,  # noqa: F401  an autouse fixture
     numbers_in,
     run_program,
     running_writer,
     start_program,
     submit_events,
 )
+from inside import held_in_memory
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.spool import survey
 from lorc_eventlog.spool.format import HEADER, encode_line
@@ -158,7 +158,7 @@ def test_an_outage_longer_than_memory_keeps_memory_flat_and_the_order(
         submit_events(writer, range(events - 5000, events))
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert writer._backlog.held <= 1000
+        assert held_in_memory(writer) <= 1000
         assert after < 2 * before + 1_000_000
         assert writer.stats().buffered == events
         scripted.healthy()

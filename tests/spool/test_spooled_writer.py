@@ -24,6 +24,7 @@ from harness import (
     sampled,
     submit_events,
 )
+from inside import held_in_memory, queue_of
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, Envelope, EventWriter
 from lorc_eventlog.spool import segment, store
 from lorc_eventlog.spool.format import HEADER, encode_line
@@ -148,7 +149,7 @@ def test_what_memory_does_not_hold_waits_on_disk(down: ScriptedBigQuery, tmp_pat
     with running_writer(spool_dir=tmp_path, capacity=10, batch_rows=5) as writer:
         with sampled(writer):
             submit_events(writer, range(200))
-            assert writer._backlog.held <= 10
+            assert held_in_memory(writer) <= 10
             assert writer.stats().buffered == 200
             down.healthy()
             assert writer.flush(30)
@@ -164,7 +165,7 @@ def test_large_events_wait_on_disk_when_memory_is_full_of_bytes(
     with running_writer(spool_dir=tmp_path, capacity_bytes=1_000_000) as writer:
         for number in range(30):
             writer.submit(make_event(number, text="x" * 200_000))
-        assert writer._backlog.held_bytes <= 2_500_000  # a read of 1 MiB may come on top
+        assert queue_of(writer).held_bytes <= 2_500_000  # a read of 1 MiB may come on top
         down.healthy()
         assert writer.flush(30)
         assert writer.stats().delivered == 30
@@ -188,7 +189,7 @@ def test_memory_is_not_filled_from_disk_beyond_its_bytes(
     segment_of_the_dead(tmp_path, HEADER + b"".join(lines))
     with running_writer(spool_dir=tmp_path, capacity_bytes=1_000_000) as writer:
         down.wait_for_requests(4)
-        assert writer._backlog.held_bytes <= 3_000_000
+        assert queue_of(writer).held_bytes <= 3_000_000
         down.healthy()
         assert writer.drain_spool(30)
     assert numbers_in(down) == list(range(100))
@@ -219,7 +220,7 @@ def test_beyond_spool_max_bytes_events_are_dropped_and_counted(
             assert sum(report.size for report in survey(tmp_path)) <= 20_000
             down.healthy()
             assert writer.flush(10)
-        assert any("events were dropped" in text for text in records.texts(logging.WARNING))
+        assert any("the spool is full" in text for text in records.texts(logging.WARNING))
     assert numbers_in(down) == list(range(stats.buffered))
 
 

@@ -41,6 +41,14 @@ def submit_events(writer: EventWriter, numbers: range) -> None:
         writer.submit(make_event(number))
 
 
+def refuse_odd(server: ScriptedBigQuery) -> None:
+    """Refuse the rows of events with odd numbers."""
+    server.refuse_row(
+        lambda row: int(row["payload"].split(":")[1].split(",")[0]) % 2 == 1,
+        message=f"Could not parse '{PRIVATE}'",
+    )
+
+
 def numbers_in(server: ScriptedBigQuery) -> list[int]:
     """The numbers of all stored rows, in order; one that is stored twice is here twice."""
     return sorted(event["payload"]["number"] for event in server.events())

@@ -38,18 +38,16 @@ CIRCLES: set[tuple[str, ...]] = set()
 
 LONG_MODULES = {
     "delivery/queue.py",
-    "delivery/writer.py",
 }
 
 LONG_CLASSES = {
+    "delivery/dispatcher.py: Dispatcher",
     "delivery/queue.py: DeliveryQueue",
-    "delivery/writer.py: EventWriter",
 }
 
 LONG_TESTS = {
     "adapters/test_handler.py",
     "delivery/test_queue.py",
-    "delivery/test_writer.py",
 }
 
 

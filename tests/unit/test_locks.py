@@ -285,7 +285,6 @@ def test_a_signal_handler_that_raises_leaves_no_lock_and_no_waiter_behind(
 PACKAGE = Path(lorc_eventlog.__file__).parent
 TO_BE_REBUILT = {
     "delivery/synchronous.py",
-    "delivery/writer.py",
 }
 MAKE_LOCKS = {
     "lifecycle/locks.py",

@@ -51,6 +51,11 @@ def test_an_option_that_cannot_be_is_named_with_what_it_must_be(
         EventWriter(**{option: value})
 
 
+def test_the_table_must_be_named() -> None:
+    with pytest.raises(RuntimeError, match="EVENTS_BQ_DATASET"):
+        EventWriter()
+
+
 def test_flush_takes_any_timeout(scripted: ScriptedBigQuery) -> None:
     with running_writer() as writer:
         writer.emit("a.b", {}, source="s")

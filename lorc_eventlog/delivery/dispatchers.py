@@ -1,0 +1,144 @@
+"""Which dispatcher takes new rows: another one in the child of a fork, and under gevent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorc_eventlog.bigquery.insert_all import LIMITS, InsertAllTransport
+from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.delivery.dispatcher import Dispatcher
+from lorc_eventlog.delivery.queue import DeliveryQueue
+from lorc_eventlog.delivery.report import Report
+from lorc_eventlog.delivery.spooled_queue import SpooledQueue
+from lorc_eventlog.diagnostics import Notes
+from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle.locks import Lock
+from lorc_eventlog.spool.spool import Spool
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+    from lorc_eventlog.delivery.options import WriterOptions
+
+
+class Dispatchers:
+    """Makes the dispatcher that takes new rows, and replaces it when its lock cannot be used.
+
+    In the child of a fork the lock may be held by a thread that is not there. When gevent or
+    eventlet patched ``threading`` later, it is of another kind than the threads that would wait for
+    it; then the old dispatcher still delivers what it holds.
+
+    Args:
+        client: The BigQuery client; None makes one.
+        options: What the dispatchers are told.
+    """
+
+    def __init__(self, client: Client | None, options: WriterOptions) -> None:
+        self.current: Dispatcher
+        """Takes new rows; there is none before :meth:`begin`."""
+        self._client = client
+        self._options = options
+        self._lock = Lock()
+        self._retired: tuple[Dispatcher, ...] = ()
+        self._transport: InsertAllTransport | None = None
+        self._table = ""
+        self._pid = os.getpid()
+        fork.register(self)
+
+    def begin(self) -> None:
+        """Make the first dispatcher.
+
+        Raises:
+            RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        """
+        if self._transport is None:
+            self._lock.run(self._begin)
+
+    def all(self) -> list[Dispatcher]:
+        """Return all that may hold rows."""
+        fork.restart_if_forked()
+        return [] if self._transport is None else [*self._retired, self.current]
+
+    def ready(self) -> Dispatcher:
+        """Return the one that takes new rows, whose lock works."""
+        current = self.current
+        return self._lock.run(self._replace, current) if current.is_stale else current
+
+    def restart_in_child(self) -> None:
+        """Leave what is buffered, and the connections, to the parent."""
+        lock, pid = Lock(), os.getpid()
+        if self._transport is None:
+            self._lock = lock
+            return
+        of_parent = self.current
+        fresh = self._make(self._transport)
+        # Hazard: a signal handler that logs in the middle of this calls it once more, and what it
+        # logged must stay. So make no call between this check and the end of the assignments.
+        if self._pid != pid:
+            self._lock = lock
+            self.current = fresh
+            self._retired = ()
+            self._pid = pid
+        of_parent.forget()
+        self._transport.restart_in_child()
+
+    def _begin(self) -> None:
+        if self._transport is None:
+            self._table = events_table()
+            transport = InsertAllTransport(self._client, self._table)
+            self.current = self._make(transport)
+            self._transport = transport
+            self._look_for_orphans()
+
+    def _replace(self, stale: Dispatcher) -> Dispatcher:
+        if self.current is stale and self._transport is not None:
+            fresh = self._make(self._transport)
+            self._retired = (*self._retired, stale)
+            self.current = fresh
+            self._look_for_orphans()
+        return self.current
+
+    def _look_for_orphans(self) -> None:
+        if self._options.spool_dir is not None:
+            self.current.notice()
+
+    def _make(self, transport: InsertAllTransport) -> Dispatcher:
+        options = self._options
+        queue, report = _make_queue(options, self._table, Notes())
+        dispatcher = Dispatcher(
+            queue,
+            transport,
+            report,
+            flush_interval=options.flush_interval,
+            blocks=options.overflow == "block",
+            close_timeout=options.close_timeout,
+            on_dead_letter=options.on_dead_letter,
+        )
+        dispatcher.serve(self)
+        return dispatcher
+
+
+def _make_queue(options: WriterOptions, table: str, notes: Notes) -> tuple[DeliveryQueue, Report]:
+    bounds = f"capacity {options.capacity:,} events, capacity_bytes {options.capacity_bytes:,}"
+    arguments: dict[str, Any] = {
+        "batch_rows": options.batch_rows,
+        "flush_interval": options.flush_interval,
+        "capacity": options.capacity,
+        "capacity_bytes": options.capacity_bytes,
+        "limits": LIMITS,
+    }
+    if options.spool_dir is None:
+        full = f"the buffer is full ({bounds}; set spool_dir to keep more)"
+        return DeliveryQueue(**arguments), Report(notes, full=full, spool_dir=None)
+    directory = os.path.abspath(options.spool_dir)  # noqa: PTH100
+    full = f"the spool is full (spool_max_bytes {options.spool_max_bytes:,}; {bounds})"
+    spool = Spool(
+        Path(directory),
+        table=table,
+        max_bytes=options.spool_max_bytes,
+        durable=options.spool_sync == "full",
+        notes=notes,
+    )
+    return SpooledQueue(spool, **arguments), Report(notes, full=full, spool_dir=directory)

@@ -1,0 +1,185 @@
+"""What the outcome of a request means for the queue, the messages and the dead letters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
+from lorc_eventlog.delivery.report import Cause, Report
+from lorc_eventlog.events.envelope import to_envelope
+
+if TYPE_CHECKING:
+    from lorc_eventlog.delivery.options import DeadLetterCallback
+    from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue, Verdict
+    from lorc_eventlog.lifecycle.locks import Lock
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStats:
+    """What became of the events: ``submitted`` is all of them, and the sum of the four ends.
+
+    Each process counts its own events; after a fork the child starts at zero.
+    """
+
+    submitted: int
+    delivered: int
+    rejected: int
+    """Dead letters: BigQuery will never take them."""
+    dropped: int
+    """Lost to a full buffer."""
+    retries: int
+    """Requests that failed and whose rows are sent again."""
+    buffered: int
+    """Waiting, or on their way."""
+    last_error: str | None
+
+    def __add__(self, later: WriterStats) -> WriterStats:
+        return WriterStats(
+            submitted=self.submitted + later.submitted,
+            delivered=self.delivered + later.delivered,
+            rejected=self.rejected + later.rejected,
+            dropped=self.dropped + later.dropped,
+            retries=self.retries + later.retries,
+            buffered=self.buffered + later.buffered,
+            last_error=later.last_error or self.last_error,
+        )
+
+
+NO_EVENTS = WriterStats(0, 0, 0, 0, 0, 0, None)
+
+
+class Settlement:
+    """Applies outcomes: decides under the lock, and calls other people's code outside of it.
+
+    Args:
+        lock: Guards ``queue`` and ``report``.
+        queue: Where the rows are from.
+        report: Takes the messages.
+        on_dead_letter: Called for each row that BigQuery will never take; None logs an ERROR.
+        changed: Called under the lock when rows may have been settled.
+    """
+
+    def __init__(
+        self,
+        lock: Lock,
+        queue: DeliveryQueue,
+        report: Report,
+        on_dead_letter: DeadLetterCallback | None,
+        changed: Callable[[], object],
+    ) -> None:
+        self._retries = 0
+        self._dropped = 0
+        self._lock = lock
+        self._queue = queue
+        self._report = report
+        self._on_dead_letter = on_dead_letter
+        self._changed = changed
+
+    def apply(self, batch: Batch, outcome: Answer | Failure | Refusal, started: float) -> None:
+        """Apply the outcome of the request that ``started`` with ``batch``."""
+        verdict = self._lock.run(self._decide, batch, outcome, started)
+        letters = deque(verdict.dead)
+        try:
+            while letters:
+                self._hand_over(batch, letters[0])
+                letters.popleft()
+        finally:
+            # Hazard: rows that are dead and never settled would hold up every flush.
+            if letters:
+                self._lock.run(self._queue.dead_lettered, batch, [*letters])
+
+    def drop(self, count: int) -> None:
+        """Count rows that found no room. Under the lock."""
+        self._dropped += count
+        self._report.dropped(count, time.monotonic())
+
+    def dropped_doubtful(self, letters: Sequence[DeadLetter]) -> None:
+        """Report rows that the queue dropped, and counted, to make room. Under the lock."""
+        if letters:
+            self._report.dropped(len(letters), time.monotonic())
+
+    def stats(self, unnoticed: Sized) -> WriterStats:
+        """Return the counters, all taken at one moment; ``unnoticed`` is not yet in the queue."""
+        delivered, rejected, dropped, retries, buffered, error = self._lock.run(
+            self._count, unnoticed
+        )
+        return WriterStats(
+            submitted=delivered + rejected + dropped + buffered,
+            delivered=delivered,
+            rejected=rejected,
+            dropped=dropped,
+            retries=retries,
+            buffered=buffered,
+            last_error=None if error is None else str(error),
+        )
+
+    def _count(self, unnoticed: Sized) -> tuple[int, int, int, int, int, Cause | str | None]:
+        queue = self._queue
+        return (
+            queue.stored,
+            queue.dead,
+            queue.dropped + self._dropped,
+            self._retries,
+            queue.held + len(unnoticed),
+            self._report.last_error,
+        )
+
+    def interrupt(self, batch: Batch, error: BaseException) -> None:
+        """Give ``batch`` back: ``error`` ended its request. Under the lock.
+
+        The batch stays as it is if its outcome was applied before.
+        """
+        now = time.monotonic()
+        if self._queue.give_back(batch, now):
+            self._retries += 1
+            self._report.interrupted(error, waiting=self._queue.held, now=now)
+        self._changed()
+
+    def end_chore(self, result: object) -> None:
+        """Apply the result of a chore of the queue; None if it was interrupted. Under the lock."""
+        lost = self._queue.chore_done(result, time.monotonic())
+        if lost:
+            self._dropped += lost
+            self._report.damaged(lost)
+        self._changed()
+
+    def _decide(self, batch: Batch, outcome: Answer | Failure | Refusal, started: float) -> Verdict:
+        now = time.monotonic()
+        queue = self._queue
+        if isinstance(outcome, Answer):
+            verdict = queue.succeeded(batch, outcome, now)
+            if verdict.stored:
+                self._report.accepted(waiting=queue.held)
+        elif isinstance(outcome, Failure):
+            verdict = queue.failed(batch, outcome, started=started, now=now)
+            self._retries += not verdict.dead
+            self._report.failed(outcome, batch.rows, waiting=queue.held, now=now)
+        else:
+            verdict = queue.refused(batch, outcome, now)
+            self._report.refused(outcome.reason, batch.rows)
+        self._changed()
+        return verdict
+
+    def _hand_over(self, batch: Batch, letter: DeadLetter) -> None:
+        row = letter.row
+        cause = Cause(letter.reason, [row])
+        failure = None
+        if self._on_dead_letter is not None:
+            try:
+                self._on_dead_letter(to_envelope(row), str(cause))
+            except BaseException as error:  # noqa: BLE001  the user's code must not end a sender
+                failure = error
+        self._lock.run(self._settle, batch, letter, cause, failure)
+
+    def _settle(
+        self, batch: Batch, letter: DeadLetter, cause: Cause, failure: BaseException | None
+    ) -> None:
+        self._report.rejected(
+            letter.row, cause, is_handled=self._on_dead_letter is not None, failure=failure
+        )
+        self._queue.dead_lettered(batch, [letter])
+        self._changed()

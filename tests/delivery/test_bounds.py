@@ -1,0 +1,118 @@
+"""A full buffer: what is dropped, what waits for room, and what is said."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+
+from google.cloud import bigquery
+
+from harness import (
+    Records,
+    assert_adds_up,
+    eventually,
+    make_event,
+    numbers_in,
+    running_writer,
+    sampled,
+    submit_events,
+    threads,
+)
+from inside import queue_of, waiting_callers
+from lorc_eventlog.events.envelope import to_row
+from lorc_eventlog.events.row import row_bytes
+from scripted_bigquery import ScriptedBigQuery, delay, hang, status
+
+
+def test_when_the_buffer_is_full_the_newest_are_dropped_and_counted(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.always(status(503))
+    with running_writer(client, capacity=10) as writer:
+        submit_events(writer, range(25))
+        stats = writer.stats()
+        assert (stats.buffered, stats.dropped) == (10, 15)
+        assert_adds_up(stats)
+        scripted.healthy()
+        assert writer.flush(30)
+
+    assert numbers_in(scripted) == list(range(10))
+
+
+def test_what_is_on_its_way_counts_against_the_capacity(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.script(delay(0.5))
+    with running_writer(client, capacity=10, batch_rows=10) as writer:
+        submit_events(writer, range(10))
+        scripted.wait_for_rows(10)
+        writer.submit(make_event(10))
+        assert writer.stats().dropped == 1
+
+
+def test_the_buffer_is_bounded_in_bytes_too(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.always(status(503))
+    size = row_bytes(to_row(make_event(1)))
+    with running_writer(client, capacity_bytes=10 * size) as writer:
+        submit_events(writer, range(10))
+        writer.submit(make_event(10))
+        stats = writer.stats()
+        assert (stats.buffered, stats.dropped) == (10, 1)
+        scripted.healthy()
+        assert writer.flush(30)
+        assert (queue_of(writer).held, queue_of(writer).held_bytes) == (0, 0)
+
+
+def test_drops_are_reported_with_their_number_and_not_too_often(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.always(status(503))
+    with Records() as said, running_writer(client, capacity=1) as writer:
+        submit_events(writer, range(1000))
+        scripted.healthy()
+        writer.close()
+
+    counts = [int(t.split()[1]) for t in said.texts(logging.WARNING) if "the buffer is full" in t]
+    assert len(counts) == 2  # at once, and the rest in the end
+    assert sum(counts) == 999
+
+
+def test_overflow_block_waits_for_room(scripted: ScriptedBigQuery, client: bigquery.Client) -> None:
+    scripted.script(status(503), status(503))
+    with running_writer(client, capacity=10, overflow="block") as writer, sampled(writer):
+        with threads(4, lambda index: submit_events(writer, range(index * 50, index * 50 + 50))):
+            pass
+        assert writer.flush(30)
+        assert writer.stats().dropped == 0
+
+    assert numbers_in(scripted) == list(range(200))
+
+
+def test_an_event_that_never_has_room_is_dropped_even_with_block(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    with running_writer(client, capacity_bytes=2000, overflow="block") as writer:
+        writer.submit(make_event(1, padding="x" * 3000))
+        assert writer.stats().dropped == 1
+        writer.submit(make_event(2))
+        writer.submit(make_event(3, padding="x" * 3000))
+        assert writer.flush(10)
+        assert_adds_up(writer.stats())
+
+    assert numbers_in(scripted) == [2]
+
+
+def test_a_blocked_log_call_does_not_block_another_writers(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.always(hang())
+    with running_writer(client, capacity=1, overflow="block") as writer:
+        writer.submit(make_event(0))
+        with threads(1, lambda _: writer.submit(make_event(1))):
+            eventually(lambda: waiting_callers(writer))
+            assert writer.stats().buffered == 1
+            scripted.healthy()
+            scripted.stop()
+            scripted.start()
