@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from lorc_eventlog.lifecycle import fork
@@ -72,6 +73,7 @@ class _Pools:
 
     def watch(self, _: object = None) -> None:
         """Set each hook that is not set, or that a pool has cleared."""
+        _run_at_exit()
         for name in POOLS:
             # Another thread may be importing it: then it lacks what it defines last.
             util = sys.modules.get(name)
@@ -119,7 +121,22 @@ def _before_fork() -> None:
 fork.register_first(_Registry())
 fork.register_first(_pools)
 
-# Registered with the import, so that it runs after the exit functions of the application.
-atexit.register(finish_all)
+_count_exit_functions: Callable[[], int] = getattr(atexit, "_ncallbacks", lambda: 1)
+_exit_functions = 0
+
+
+def _run_at_exit() -> None:
+    """Register with ``atexit``, unless that is done.
+
+    It is done with the import, so that it runs after the exit functions of the application. Airflow
+    clears them all in the child that runs a task, and runs those that the child registers.
+    """
+    global _exit_functions  # noqa: PLW0603  how many there were when it was done
+    if not _exit_functions or _count_exit_functions() < _exit_functions:
+        atexit.register(finish_all)
+        _exit_functions = _count_exit_functions()
+
+
+_run_at_exit()
 if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
     os.register_at_fork(before=_before_fork)

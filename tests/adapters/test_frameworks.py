@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import uuid
@@ -12,80 +10,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
 import requests
 
 from clients import Query
-from harness import PACKAGE, environment, eventually
+from harness import environment, eventually
+from servers import EXAMPLES, GUNICORN, UVICORN, Program, running, start_server
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PAGE = Path(__file__).parent.parent.parent / "docs" / "frameworks.md"
 ORDERS = 20
 
-GUNICORN = (
-    *("gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload"),
-    "--no-control-socket",  # it would be in the developer's home
-)
-UVICORN = ("uvicorn", "--host", "127.0.0.1", "--port", "0")
+PRELOAD = (*GUNICORN, "--preload")
 UVICORN_WORKER = ("--worker-class", "uvicorn_worker.UvicornWorker")
 
 pytestmark = pytest.mark.usefixtures("events_table")
-
-
-class Program:
-    """A program that is running, and what it has said on stderr so far."""
-
-    def __init__(self, process: subprocess.Popen[str], said: list[str]) -> None:
-        self.process = process
-        self.said = said
-
-    def wait_for(self, pattern: str, count: int = 1) -> str:
-        """Return the last of ``count`` matches of ``pattern``, once there are so many."""
-        matches: list[str] = []
-
-        def is_said() -> bool:
-            assert self.process.poll() is None, "".join(self.said)
-            matches[:] = re.findall(pattern, "".join(self.said))
-            return len(matches) >= count
-
-        eventually(is_said, timeout=30)
-        return matches[-1]
-
-    def terminate(self) -> None:
-        """Send SIGTERM, as a deployment does, and wait until the program has ended."""
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)  # gunicorn gives its workers 30
-
-
-@contextmanager
-def running(*command: str, folder: Path = EXAMPLES, **changes: str) -> Iterator[Program]:
-    """Run a command of this Python's installation in ``folder``."""
-    python_path = os.pathsep.join(map(str, (PACKAGE, folder, EXAMPLES)))
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": python_path} | changes,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-        ThreadPoolExecutor() as reader,
-    ):
-        said: list[str] = []
-        assert process.stderr is not None
-        reader.submit(keep_reading, process.stderr, said)
-        try:
-            yield Program(process, said)
-        finally:
-            process.kill()
-
-
-def keep_reading(stream: IO[str], lines: list[str]) -> None:
-    lines.extend(stream)
 
 
 def run_example(name: str, *options: str) -> str:
@@ -100,13 +39,6 @@ def run_example(name: str, *options: str) -> str:
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
     return completed.stdout
-
-
-def start_server(program: Program) -> str:
-    """Wait until the server answers and give its address."""
-    address = program.wait_for(r"http://127\.0\.0\.1:\d+")
-    program.wait_for(r"startup complete|Booting worker")
-    return address
 
 
 def place_orders(address: str) -> dict[str, int]:
@@ -156,8 +88,8 @@ def at_its_end(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
-        pytest.param((*GUNICORN, "--worker-class", "asgi"), id="gunicorn with its own workers"),
+        pytest.param((*PRELOAD, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param((*PRELOAD, "--worker-class", "asgi"), id="gunicorn with its own workers"),
         pytest.param(UVICORN, id="uvicorn"),
         pytest.param((*UVICORN, "--workers", "2"), id="uvicorn with workers"),
     ],
@@ -175,7 +107,7 @@ def test_fastapi_delivers_each_request_s_event_with_its_correlation_id_at_sigter
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param((*PRELOAD, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
         pytest.param(UVICORN, id="uvicorn"),
     ],
 )
@@ -193,7 +125,7 @@ def test_uvicorn_delivers_nothing_at_sigterm_without_the_lifespan_as_the_page_sa
 @pytest.mark.parametrize(
     "server",
     [
-        pytest.param((*GUNICORN, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
+        pytest.param((*PRELOAD, *UVICORN_WORKER), id="gunicorn with uvicorn workers"),
         pytest.param(UVICORN, id="uvicorn"),
     ],
 )
@@ -223,7 +155,7 @@ def test_a_newcomer_pastes_at_most_15_lines_for_events_with_correlation_ids(
 def test_django_delivers_the_events_of_its_logging_at_sigterm(
     query: Query, worker_class: str, at_its_end: Callable[..., Path]
 ) -> None:
-    server = (*GUNICORN, "--worker-class", worker_class, "main:application")
+    server = (*PRELOAD, "--worker-class", worker_class, "main:application")
     with running(*server, folder=at_its_end("django_app.py")) as program:
         address = start_server(program)
         for name in ("sleep", "pain", "mood"):

@@ -50,12 +50,14 @@ def test_a_short_outage_at_the_exit_loses_nothing(scripted: ScriptedBigQuery) ->
 
 
 def test_sigterm_with_two_lines_is_an_orderly_exit(scripted: ScriptedBigQuery) -> None:
-    program = start_program("exits.py", "SIGTERM")
-    assert program.stdout is not None
-    while program.stdout.readline() != "60\n":
-        assert program.poll() is None
-    program.send_signal(signal.SIGTERM)
-    printed, said = program.communicate(timeout=30)
+    with start_program("exits.py", "SIGTERM") as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        while program.stdout.readline() != "60\n":
+            assert program.poll() is None
+        program.send_signal(signal.SIGTERM)
+        # Not communicate(), which knows nothing of what readline() has read ahead.
+        printed, said = program.stdout.read(), program.stderr.read()
 
     assert (program.returncode, said) == (0, "")
     numbers = numbers_in(scripted)
