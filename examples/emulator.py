@@ -17,10 +17,13 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def running_emulator() -> Iterator[str]:
-    """Serve an empty BigQuery for as long as the block lasts, at the URL that is given."""
+def running_emulator(python: str = sys.executable) -> Iterator[str]:
+    """Serve an empty BigQuery for as long as the block lasts, at the URL that is given.
+
+    The `python` may be another one, with dependencies of its own.
+    """
     # A process of its own, because bqemulator configures logging and structlog for itself.
-    command = [sys.executable, __file__, "0"]
+    command = [python, __file__, "0"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

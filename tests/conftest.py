@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import signal
+import sys
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -77,8 +80,14 @@ def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def emulator() -> Iterator[str]:
-    """The URL of bqemulator, one for all tests."""
-    with running_emulator() as url:
+    """The URL of bqemulator, one for all tests.
+
+    Where it cannot be installed beside what is tested, ``EMULATOR_PYTHON`` runs it.
+    """
+    python = os.environ.get("EMULATOR_PYTHON", sys.executable)
+    if not shutil.which(python):
+        pytest.skip(f"needs bqemulator, and there is no {python} to run it")
+    with running_emulator(python) as url:
         yield url
 
 

@@ -24,7 +24,7 @@ ORDERS = 20
 PRELOAD = (*GUNICORN, "--preload")
 UVICORN_WORKER = ("--worker-class", "uvicorn_worker.UvicornWorker")
 
-pytestmark = pytest.mark.usefixtures("events_table")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("events_table")]
 
 
 def run_example(name: str, *options: str) -> str:

@@ -184,6 +184,7 @@ def run_page(page: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("events_table")
 @pytest.mark.parametrize("page", pages_with(*IN_PROCESS))
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
@@ -202,6 +203,7 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
     assert "lorc_eventlog: " not in shown.stderr, "an event was not recorded"
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("events_table")
 def test_the_code_of_the_readme_delivers_three_events(query: Query, tmp_path: Path) -> None:
     run_page("README.md", tmp_path)
@@ -229,6 +231,7 @@ def test_the_code_of_the_readme_delivers_three_events(query: Query, tmp_path: Pa
     ]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("events_table")
 def test_the_start_page_delivers_two_events(query: Query, tmp_path: Path) -> None:
     run_page("docs/index.md", tmp_path)
@@ -239,6 +242,7 @@ def test_the_start_page_delivers_two_events(query: Query, tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.process
 def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
     blocks = [block.code for block in blocks_of("docs/testing.md", "python")]
     module = tmp_path / "test_page.py"
@@ -386,6 +390,7 @@ def as_run_here(command: str, dataset: str, directory: Path) -> str:
     return shown_here(command, directory)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("page", [page for page in COMMANDS if any(map(is_run, COMMANDS[page]))])
 def test_the_commands_of_a_page_run(page: str, events_table: str, tmp_path: Path) -> None:
     if any("lorc-eventlog" in command for command in COMMANDS[page]):

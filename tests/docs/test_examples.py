@@ -10,6 +10,8 @@ import pytest
 
 from clients import Query
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 

@@ -119,7 +119,11 @@ def test_a_kill_in_the_middle_of_striking_off_is_no_damage(tmp_path: Path) -> No
         assert records.texts(logging.ERROR) == records.texts(logging.WARNING) == []
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 5000, b"\n" * 100 + b"x", os.urandom(100_000)])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\0" * 5000, b"\n" * 100 + b"x", os.urandom(100_000)],
+    ids=["zeros", "line breaks", "anything"],
+)
 def test_a_garbage_file_is_set_aside_and_in_nobodys_way(
     scripted: ScriptedBigQuery, tmp_path: Path, garbage: bytes
 ) -> None:

@@ -33,6 +33,8 @@ from lorc_eventlog.spool import survey
 from lorc_eventlog.spool.format import HEADER, encode_line
 from scripted_bigquery import ScriptedBigQuery, reset_after_storing, status
 
+pytestmark = pytest.mark.process
+
 SOAK = bool(os.environ.get("LORC_EVENTLOG_SOAK"))
 ROUNDS = 20 if SOAK else 3
 PROCESSES = 8

@@ -17,9 +17,9 @@ import msgspec
 import pydantic
 import pytest
 import starlette.datastructures
-import urllib3
 import werkzeug.datastructures as werkzeug
 from multidict import CIMultiDict, MultiDict, MultiDictProxy
+from urllib3._collections import HTTPHeaderDict
 
 from lorc_eventlog import (
     BigQueryEventHandler,
@@ -303,7 +303,7 @@ class TestMultiDicts:
             ),
             httpx.QueryParams(PAIRS),
             httpx.Headers(PAIRS),
-            urllib3.HTTPHeaderDict(PAIRS),
+            HTTPHeaderDict(PAIRS),
         ],
         ids=lambda value: f"{type(value).__module__}.{type(value).__name__}",
     )

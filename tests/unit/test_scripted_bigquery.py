@@ -302,13 +302,17 @@ def test_a_status_that_bigquery_does_not_answer_is_refused_at_once() -> None:
         status(299)
 
 
+# urllib3 1.26 hands over what arrived, and only its JSON is not whole.
+HALF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.JSONDecodeError)
+
+
 @pytest.mark.parametrize(
     ("fault", "exception", "stored"),
     [
         (reset(), requests.exceptions.ConnectionError, 0),
         (reset_after_storing(), requests.exceptions.ConnectionError, 1),
         (answer_lost(), requests.exceptions.ConnectionError, 1),
-        (half_answer(), requests.exceptions.ChunkedEncodingError, 1),
+        (half_answer(), HALF, 1),
         (malformed_json(), requests.exceptions.JSONDecodeError, 1),
         (hang(0.01), requests.exceptions.ConnectionError, 0),
         (hang(), requests.exceptions.ReadTimeout, 0),
@@ -320,7 +324,7 @@ def test_a_retry_after_a_lost_answer_is_no_second_row(
     server: ScriptedBigQuery,
     insert: Insert,
     fault: Fault,
-    exception: type[Exception],
+    exception: type[Exception] | tuple[type[Exception], ...],
     stored: int,
 ) -> None:
     row = make_row()
