@@ -70,9 +70,10 @@ class Notes:
 def say(level: int, message: str, *arguments: object) -> None:
     """Log a message, as ``Logger.log`` takes it. A handler or filter that raises is reported."""
     try:
-        logger.log(level, message, *arguments)
+        shown = [each if type(each) is int else escaped(str(each)) for each in arguments]
+        logger.log(level, message, *shown)
     except Exception as error:  # noqa: BLE001  a user's filter must end no sender and no log call
-        say_on_stderr(f"logging raised {type(error).__name__} for: {message % arguments}")
+        say_on_stderr(f"logging raised {type(error).__name__} for: {message % (*arguments,)}")
 
 
 def say_on_stderr(message: str) -> None:
@@ -80,7 +81,7 @@ def say_on_stderr(message: str) -> None:
     if sys.stderr is not None:
         # A stderr that is closed, or somebody's own, must not break the log call behind it.
         with contextlib.suppress(Exception):
-            sys.stderr.write(f"lorc_eventlog: {message}\n")
+            sys.stderr.write(f"lorc_eventlog: {escaped(message)}\n")
 
 
 def escaped(text: str) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lorc_eventlog.delivery.closing import Closing
 from lorc_eventlog.delivery.courier import Courier, Task
 from lorc_eventlog.delivery.flusher import LONGEST_WAIT, Flusher
 from lorc_eventlog.delivery.inbox import Inbox
 from lorc_eventlog.delivery.senders import MAX_SENDERS, Senders
 from lorc_eventlog.delivery.settlement import Settlement, WriterStats
-from lorc_eventlog.diagnostics import logger, say_on_stderr
 from lorc_eventlog.events.row import Row, row_bytes
-from lorc_eventlog.lifecycle import exit as process_exit
 from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import DeadLetterCallback
     from lorc_eventlog.delivery.queue import DeliveryQueue
     from lorc_eventlog.delivery.report import Report
-
-SECOND_TRY_AFTER = 3.0
-"""Seconds. While closing, a request that takes longer is sent once more beside the first."""
 
 _holding: set[Dispatcher] = set()
 """Keeps a dispatcher that nobody else refers to, until what it holds is delivered."""
@@ -64,11 +59,9 @@ class Dispatcher:
         most_senders: int = MAX_SENDERS,
     ) -> None:
         self.inbox = inbox = Inbox(queue)
-        self.close_timeout = close_timeout
         self._lock = lock = Lock()
         self._progress = lock.condition()
         self._queue = queue
-        self._report = report
         self._settlement = Settlement(lock, queue, report, on_dead_letter, self._changed)
         self._courier = Courier(lock, queue, transport, self._settlement, report)
         self._senders = Senders(
@@ -82,9 +75,16 @@ class Dispatcher:
             ended=self._sender_ended,
         )
         self._flusher = Flusher(inbox, queue, self._courier, self._senders, self._progress)
+        self.closing = Closing(
+            close_timeout,
+            inbox,
+            queue,
+            self._senders,
+            self._flusher,
+            self._courier,
+            report,
+        )
         self._blocks = blocks
-        self._exit_deadline: float | None = None
-        process_exit.register(self)
 
     @property
     def is_stale(self) -> bool:
@@ -103,11 +103,12 @@ class Dispatcher:
     def submit(self, row: Row) -> None:
         """Take ``row`` under the lock, because the inbox must not take it now."""
         if self._lock.is_owned():  # the call is nested; see Senders.run
-            self.inbox.rows.append(row)
+            if not self._queue.accept_nested(row):
+                self.inbox.rows.append(row)
+            self._senders.is_to_look = True
             return
         self._senders.run(self._submit, row)
-        if self._exit_deadline is not None:  # nothing later would deliver it
-            self._close(self._exit_deadline)
+        self.closing.finish_late()
 
     def notice(self) -> None:
         """Have a sender look for work: for a row that was left in the inbox, or on disk."""
@@ -126,7 +127,8 @@ class Dispatcher:
         self._senders.open_inbox()
 
     def _wait_for_room(self) -> bool:
-        is_over = self._exit_deadline is not None and time.monotonic() > self._exit_deadline
+        ends = self.closing.exit_deadline
+        is_over = ends is not None and time.monotonic() > ends
         # In a dead-letter callback, nobody else would make room.
         if is_over or self._courier.is_at_work_here or not self._queue.held:
             return False
@@ -144,8 +146,9 @@ class Dispatcher:
 
     def flush(self, deadline: float | None) -> bool:
         """Send what is buffered and wait until it is settled; False if ``deadline`` came first."""
-        if self._exit_deadline is not None:  # logging flushes and closes once more at the end
-            deadline = min(self._exit_deadline, deadline or self._exit_deadline)
+        ends = self.closing.exit_deadline
+        if ends is not None:  # logging flushes and closes once more at the end
+            deadline = min(ends, deadline or ends)
         return self._flusher.flush(deadline)
 
     def drain(self, deadline: float | None) -> bool:
@@ -167,78 +170,19 @@ class Dispatcher:
 
     def close(self) -> None:
         """Flush for at most ``close_timeout`` seconds; then the senders end."""
-        if self._exit_deadline is None:  # else it is done
-            self._close(time.monotonic() + self.close_timeout)
-
-    def hasten(self, now: float) -> None:
-        """Send everything at once: the process ends."""
-        self._senders.run(self._hasten, now)
-
-    def finish(self, deadline: float) -> None:
-        """Deliver by ``deadline``, or say what is lost: the process ends."""
-        if self._senders.run(self._begin_to_end, deadline):
-            self._close(deadline)
+        self.closing.close()
+        self._sender_ended()
 
     def forget(self) -> None:
         """Let go of this dispatcher in the child of a fork: it is the parent's."""
         _holding.discard(self)
 
-    def _hasten(self, now: float) -> None:
-        self._flusher.request()
-        self._queue.retry_now(now)
-
-    def _begin_to_end(self, deadline: float) -> bool:
-        if self._exit_deadline is not None:
-            return False  # multiprocessing's exit came first
-        self._exit_deadline = deadline
-        self.inbox.is_shut = True
-        self._senders.open_inbox()
-        return True
-
-    def _close(self, deadline: float) -> None:
-        try:
-            settled = self._flusher.flush(
-                deadline, second_try_after=min(SECOND_TRY_AFTER, self.close_timeout / 2)
-            )
-        except BaseException:  # Ctrl-C while it waits
-            self._say_what_is_left("close() was interrupted")
-            raise
-        threads = self._senders.run(self._end)
-        self._senders.run(self._queue.close)()
-        self._courier.say_the_rest(deadline)
-        if not settled:
-            self._say_what_is_left(f"BigQuery did not accept them within {self.close_timeout:g} s")
-            return
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _end(self) -> set[threading.Thread]:
-        self._senders.is_closed = True
-        self._senders.call_all()
-        self._report.note_drops()
-        if self._is_empty:
-            _holding.discard(self)
-        return self._senders.others()
-
-    @property
-    def _is_empty(self) -> bool:
-        return not (self._queue.held or self.inbox.rows)
-
     def _sender_ended(self) -> None:
-        self._senders.run(self._close_queue)()
+        self._senders.run(self._let_rest)()
 
-    def _close_queue(self) -> Task:
-        if not self._is_empty or self._senders.others():
+    def _let_rest(self) -> Task:
+        """Let go of this dispatcher if there is nothing more to do."""
+        if self._queue.held or self.inbox.rows or self._senders.others():
             return int
         _holding.discard(self)
         return self._queue.close() if self._senders.is_closed else int
-
-    def _say_what_is_left(self, why: str) -> None:
-        left, kept = self._senders.run(self._left)
-        if self._exit_deadline is None:
-            logger.error("%s", self._report.left_by_close(left, kept, why))
-        else:
-            say_on_stderr(self._report.left_at_exit(left, kept, why))
-
-    def _left(self) -> tuple[int, int]:
-        return self._queue.held + len(self.inbox.rows), self._queue.kept

@@ -469,6 +469,10 @@ class DeliveryQueue:
 
     # What only a queue with disk behind it has something to do for
 
+    def accept_nested(self, row: Row) -> bool:  # noqa: ARG002
+        """Take ``row`` although another method is being run; False if that cannot be."""
+        return False
+
     @property
     def kept(self) -> int:
         """How many of the rows that are held survive the process."""

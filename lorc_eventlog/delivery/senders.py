@@ -67,6 +67,8 @@ class Senders:
         self.most = most
         self.is_closed = False
         """Whether they leave as soon as nothing is buffered."""
+        self.is_to_look = False
+        """Whether a nested call left a row that nobody may look for."""
         self._inbox = inbox
         self._queue = queue
         self._courier = courier
@@ -88,12 +90,13 @@ class Senders:
         try:
             return self._lock.run(action, *arguments)
         finally:
-            if self._inbox.rows and not self._inbox.limit and not self._lock.is_owned():
+            came = self._inbox.rows or self.is_to_look
+            if came and not self._inbox.limit and not self._lock.is_owned():
                 self._lock.run(self.see_to_inbox)
 
     def see_to_inbox(self) -> None:
         """Move new rows into the queue, and have them looked at in time."""
-        self.is_closed = False
+        self.is_closed = self.is_to_look = False
         self._inbox.collect()
         self.call_lookout()
         self.share_work()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
-import pytest
 from google.cloud import bigquery
 
 from harness import (
@@ -19,26 +17,6 @@ from harness import (
 )
 from lorc_eventlog import Envelope
 from scripted_bigquery import ScriptedBigQuery, hang, status
-
-
-@pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Calling it ends what this makes true: that no thread can be started."""
-
-    def start(_self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    patched = pytest.MonkeyPatch()
-    start_of_threads = threading.Thread.start
-
-    def guarded(self: threading.Thread) -> None:
-        if "lorc_eventlog" in self.name:
-            start(self)
-        start_of_threads(self)
-
-    patched.setattr(threading.Thread, "start", guarded)
-    monkeypatch.setattr(threading, "_nothing", None, raising=False)
-    return patched.undo
 
 
 def test_without_threads_the_one_that_flushes_sends(

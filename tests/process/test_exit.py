@@ -123,10 +123,10 @@ def test_the_second_of_two_exits_waits_no_more(scripted: ScriptedBigQuery) -> No
     """multiprocessing's exit functions come before atexit's, and both deliver."""
     with running_writer() as writer:
         writer.emit("a.b", {}, source="s")
-        dispatcher_of(writer).finish(time.monotonic() + 10)
+        dispatcher_of(writer).closing.finish(time.monotonic() + 10)
         assert len(scripted.rows) == 1
         scripted.always(hang())
-        dispatcher_of(writer).finish(time.monotonic() + 10)
+        dispatcher_of(writer).closing.finish(time.monotonic() + 10)
         assert scripted.requests[-1].fault is None
         scripted.healthy()
 

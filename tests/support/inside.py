@@ -42,7 +42,7 @@ def held_in_memory(writer: EventWriter) -> int:
 
 def say_what_is_noted(writer: EventWriter) -> None:
     """Say on this thread what a sender would say."""
-    dispatcher_of(writer)._report.say()
+    dispatcher_of(writer)._courier._report.say()
 
 
 def look_for_orphans(writer: EventWriter) -> None:

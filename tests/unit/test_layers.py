@@ -41,7 +41,6 @@ LONG_MODULES = {
 }
 
 LONG_CLASSES = {
-    "delivery/dispatcher.py: Dispatcher",
     "delivery/queue.py: DeliveryQueue",
 }
 
