@@ -71,6 +71,7 @@ def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "BIGQUERY_EMULATOR_HOST",
         "EVENTS_BQ_DATASET",
+        "EVENTS_BQ_SINK",
         "EVENTS_BQ_TABLE",
         "GOOGLE_APPLICATION_CREDENTIALS",
         "GOOGLE_CLOUD_PROJECT",

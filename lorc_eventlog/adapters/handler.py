@@ -96,13 +96,14 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
+        is_event = fields.get("event_type") is not None
+        if not (is_event or "extra" in fields) and type(record.msg) is str:
+            return
         if HIDDEN in fields:
             record = revealed(record)
             fields = record.__dict__
         known = OF_LOGGING
-        if fields.get("event_type") is None:
-            if "extra" not in fields and type(record.msg) is str:
-                return
+        if not is_event:
             found = inside(record)
             if found is None:
                 return

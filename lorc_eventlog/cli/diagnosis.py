@@ -34,6 +34,7 @@ from lorc_eventlog.cli.query import (
     what_failed,
     why_no_client,
 )
+from lorc_eventlog.delivery.sinks import SINK_VARIABLE, sink_name
 from lorc_eventlog.events.row import row_at
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def complete(findings: Iterable[Finding], steps: tuple[str, ...]) -> Iterator[Fi
 
 def diagnose(*, write: bool) -> Iterator[Finding]:
     """Look at one step after the other, for as long as it makes sense."""
+    yield from check_sink()
     variables = check_variables()
     yield variables
     credentials = check_credentials()
@@ -124,6 +126,18 @@ def where_it_is_from(project: str) -> str:
     if os.environ.get(PROJECT_VARIABLE) == project:
         return f"from {PROJECT_VARIABLE}"
     return "for the emulator" if os.environ.get(EMULATOR_VARIABLE) else "from the credentials"
+
+
+def check_sink() -> Iterator[Finding]:
+    """Say where events go, if that is not BigQuery."""
+    try:
+        name = sink_name()
+    except RuntimeError as error:
+        yield Finding("sink", BAD, str(error), f"unset {SINK_VARIABLE}")
+        return
+    if name != "bigquery":
+        found = f"{SINK_VARIABLE} is {name}: programs with this variable write nothing to BigQuery"
+        yield Finding("sink", UNKNOWN, found, "unset it where events are to reach the table")
 
 
 def check_variables() -> Finding:

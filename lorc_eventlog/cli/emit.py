@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from rich.console import Console
 
-from lorc_eventlog.cli.emit_lines import as_object, deliver, read_rows
-from lorc_eventlog.cli.output import BAD, Trouble, examples, say
+from lorc_eventlog.cli.emit_lines import Complain, as_object, deliver, read_rows
+from lorc_eventlog.cli.output import BAD, Trouble, examples, note, say
 from lorc_eventlog.cli.query import connected
+from lorc_eventlog.delivery.sinks import SINK_VARIABLE, chosen_sink, sink_name
 from lorc_eventlog.events.row import row_at
 
 if TYPE_CHECKING:
@@ -97,8 +98,20 @@ def emit(
             raise Trouble(msg)
         stream = cast("io.BufferedReader", sys.stdin.buffer)
         batches = read_rows(stream, make_row, complain)
-    with connected() as client:
-        for rows in batches:
-            for event_id in deliver(client, rows, complain):
-                click.echo(event_id)
+    write(batches, complain)
     ctx.exit(1 if complaints else 0)
+
+
+def write(batches: Iterable[dict[str, Row]], complain: Complain) -> None:
+    """Write the events to BigQuery and print their ids, or hand them to another sink."""
+    sink = chosen_sink()
+    if sink is None:
+        with connected() as client:
+            for rows in batches:
+                for event_id in deliver(client, rows, complain):
+                    click.echo(event_id)
+        return
+    for rows in batches:
+        for row in rows.values():
+            sink(row)
+    note(f"{SINK_VARIABLE} is {sink_name()}: nothing is written to BigQuery")

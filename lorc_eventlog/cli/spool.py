@@ -21,6 +21,7 @@ from lorc_eventlog.cli.output import (
     say,
 )
 from lorc_eventlog.cli.query import connected
+from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import escaped
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
     The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
     rejected or is left.
     """
+    if is_drained:
+        require_bigquery("--drain")
     reports = look_at_spool(directory)
     shown: dict[str, Any] = {}
     if is_drained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lorc_eventlog.bigquery.client import open_client, renew_connections
 from lorc_eventlog.bigquery.failures import as_failure
@@ -12,6 +12,7 @@ from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
 from lorc_eventlog.delivery.settlement import WriterStats
+from lorc_eventlog.delivery.sinks import Sink, chosen_sink
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
@@ -36,8 +37,9 @@ def emit(
 ) -> None:
     """Write one event to BigQuery at once, in the caller's thread.
 
-    The table is read from ``EVENTS_BQ_DATASET`` and ``EVENTS_BQ_TABLE`` at the call. A request
-    that fails for the moment (429, 5xx) is tried again for up to 30 seconds.
+    The table is read from ``EVENTS_BQ_DATASET`` and ``EVENTS_BQ_TABLE`` at the call, unless
+    ``EVENTS_BQ_SINK`` says that the event goes elsewhere. A request that fails for the moment
+    (429, 5xx) is tried again for up to 30 seconds.
 
     Args:
         event_type: As for :func:`build_envelope`, like ``payload`` and the other fields.
@@ -54,8 +56,13 @@ def emit(
             refused the event or was not reached (the message says why).
     """
     row = row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
-    if not (capture.in_use and capture.take(row)):
+    if capture.in_use and capture.take(row):
+        return
+    sink = chosen_sink()
+    if sink is None:
         insert_now(bq_client, events_table(), row)
+    else:
+        sink(row)
 
 
 class ForegroundWriter:
@@ -73,11 +80,19 @@ class ForegroundWriter:
 
     def __init__(self, bq_client: Client | None = None) -> None:
         check_client(bq_client)
+        self._sink: Sink | None = None
+        self._is_sink_known = False
         if not capture.is_active():
-            events_table()
+            self._find_sink()
+            if self._sink is None:
+                events_table()
         self._client = bq_client
         self._begin()
         fork.register(self)
+
+    def _find_sink(self) -> None:
+        self._sink = chosen_sink()
+        self._is_sink_known = True
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a signal handler may log
@@ -108,6 +123,11 @@ class ForegroundWriter:
         """Deliver ``row``, as :meth:`submit` does an envelope."""
         if capture.in_use and capture.take(row):
             return
+        if not self._is_sink_known:  # made while events were captured
+            self._find_sink()
+        if self._sink is not None:
+            self._sink(row)
+            return
         fork.restart_if_forked()
         finish(row)
         try:
@@ -119,6 +139,12 @@ class ForegroundWriter:
             raise
         with self._lock:
             self._delivered += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return True: nothing is ever buffered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from lorc_eventlog.bigquery.client import prepare
 from lorc_eventlog.delivery.dispatchers import Dispatchers
@@ -16,6 +16,7 @@ from lorc_eventlog.delivery.options import (
 )
 from lorc_eventlog.delivery.queue import SMALL_ROW
 from lorc_eventlog.delivery.settlement import NO_EVENTS, WriterStats
+from lorc_eventlog.delivery.sinks import SINK_VARIABLE, Sink, chosen_sink
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import Row, draft_at, row_bytes
@@ -49,7 +50,8 @@ class EventWriter:
             (each log call then waits for the disk).
 
     Raises:
-        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set, or
+            ``EVENTS_BQ_SINK`` names no sink.
         ValueError: An option has an invalid value.
     """
 
@@ -83,8 +85,27 @@ class EventWriter:
         )
         _import_now_what_is_needed_later()
         self._dispatchers = Dispatchers(bq_client, self._options)
+        self._sink: Sink | None = None
+        self._is_begun = False
         if not capture.is_active():  # else the table need not be known yet
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._is_begun:
+            return
+        sink = chosen_sink()
+        if sink is None:
             self._dispatchers.begin()
+        else:
+            self._sink = sink
+            capture.watch()
+        self._is_begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def close_timeout(self) -> float:
@@ -124,7 +145,7 @@ class EventWriter:
 
     def submit_row(self, row: Row) -> None:
         """Take ``row`` for delivery, as :meth:`submit` takes an envelope."""
-        if capture.in_use and self._is_captured(row):
+        if capture.in_use and self._is_taken(row):
             return
         if not fork.page[0]:
             fork.restart_if_forked()
@@ -138,11 +159,14 @@ class EventWriter:
         else:
             self._dispatchers.ready().submit(row)
 
-    def _is_captured(self, row: Row) -> bool:
+    def _is_taken(self, row: Row) -> bool:
         if capture.take(row):
             return True
-        self._dispatchers.begin()
-        return False
+        self._begin()
+        if self._sink is None:
+            return False
+        self._sink(row)
+        return True
 
     # Waiting for delivery
 
@@ -175,12 +199,16 @@ class EventWriter:
 
         Raises:
             ValueError: The writer has no ``spool_dir``.
+            RuntimeError: ``EVENTS_BQ_SINK`` sends the events of this writer elsewhere.
         """
         if self._options.spool_dir is None:
             msg = "spool_dir is not set: there is nothing to drain"
             raise ValueError(msg)
         if not capture.is_active():
-            self._dispatchers.begin()
+            self._begin()
+        if self._sink is not None:
+            msg = f"{SINK_VARIABLE} was not bigquery when the writer was made: it drains no spool"
+            raise RuntimeError(msg)
         deadline = _deadline(timeout)
         drained = [dispatcher.drain(deadline) for dispatcher in self._dispatchers.all()]
         return all(drained)

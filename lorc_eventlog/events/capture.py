@@ -14,15 +14,20 @@ if TYPE_CHECKING:
 Collector = Callable[["Row"], object]
 
 in_use = False
-"""Whether this process ever captured: all that an event costs where nobody does is this look."""
+"""Whether an event may go elsewhere than to BigQuery. A plain flag: every log call reads it."""
 
 _collectors: list[Collector] = []
 
 
-def begin(collector: Collector) -> None:
-    """From now on call ``collector``, on the thread that logs, with each event's row."""
+def watch() -> None:
+    """From now on let every event pass by here."""
     global in_use  # noqa: PLW0603  never false again: writers made meanwhile must be looked at
     in_use = True
+
+
+def begin(collector: Collector) -> None:
+    """From now on call ``collector``, on the thread that logs, with each event's row."""
+    watch()
     _collectors.append(collector)
 
 

@@ -152,6 +152,8 @@ def writers(client: bigquery.Client) -> WriterStats:
         close_timeout=5,
         on_dead_letter=lambda envelope, reason: (envelope["event_type"], reason),
     )
+    with EventWriter() as made:
+        assert_type(made, EventWriter)
     EventWriter(overflow="forget")  # type: ignore[arg-type]
     writer.emit("a.b", {"a": 1}, source="s", subject_id="patient-17")
     writer.submit(envelopes())

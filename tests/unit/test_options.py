@@ -75,8 +75,13 @@ def test_the_options_that_a_type_checker_knows_are_those_of_the_writer() -> None
 
 
 @pytest.mark.usefixtures("scripted")
-@pytest.mark.parametrize("adapter", [BigQueryEventHandler, BigQueryEventProcessor])
-def test_the_end_of_a_with_block_closes(adapter: Any) -> None:
-    with adapter(source="s") as made:
-        made.writer.emit("a.b", {}, source="s")
-    assert made.writer.stats().delivered == 1
+@pytest.mark.parametrize("adapter", [BigQueryEventHandler, BigQueryEventProcessor, EventWriter])
+@pytest.mark.parametrize("options", [{}, {"background": False}])
+def test_the_end_of_a_with_block_closes(adapter: Any, options: dict[str, bool]) -> None:
+    with EventWriter() if adapter is EventWriter else adapter(**options).writer as writer:
+        writer.emit("a.b", {}, source="s")
+    assert writer.stats().delivered == 1
+    if adapter is not EventWriter:
+        with adapter(**options) as made:
+            made.writer.emit("a.b", {}, source="s")
+        assert made.writer.stats().delivered == 1
