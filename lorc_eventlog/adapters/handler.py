@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Unpack
 
 from lorc_eventlog.adapters.base import Adapter
-from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others
+from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others, place_of
 from lorc_eventlog.adapters.redaction import HIDDEN, revealed
 from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
@@ -139,7 +139,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         if logging.raiseExceptions:
             fields, _ = inside(record) or (record.__dict__, None)
             event_type = fields.get("event_type")
-            say_on_stderr(loss(event_type, sys.exc_info()[1], _place(record)))
+            say_on_stderr(loss(event_type, sys.exc_info()[1], place_of(record)))
 
     def flush(self, timeout: float | None = None) -> bool:  # type: ignore[override]
         """Send what is buffered and wait until it is settled, as every adapter does.
@@ -158,13 +158,6 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         else:
             Adapter.close(self)
         logging.Handler.close(self)
-
-
-def _place(record: logging.LogRecord) -> str:
-    try:
-        return f" of logger {record.name!r} ({record.pathname}:{record.lineno})"
-    except Exception:  # noqa: BLE001  whatever a filter made of the record
-        return ""
 
 
 def _holds_loggings_lock() -> bool:

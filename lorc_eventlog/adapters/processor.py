@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from lorc_eventlog.adapters.base import Adapter
-from lorc_eventlog.adapters.records import OF_STRUCTLOG, others
+from lorc_eventlog.adapters.records import OF_STRUCTLOG, others, place_of, place_of_call
 from lorc_eventlog.adapters.redaction import LINE_OF_STRUCTLOG, redact
 from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say
@@ -87,7 +87,7 @@ class BigQueryEventProcessor(Adapter):
                 )
         except Exception as error:  # noqa: BLE001  a log call never raises
             if issubclass(type(event_dict), Mapping):
-                say(logging.ERROR, "%s", loss(event_type, error))
+                say(logging.ERROR, "%s", loss(event_type, error, _place(event_dict)))
             else:
                 self._say_misplaced(event_dict)
         return _redacted(event_dict) if self._redact_line else event_dict
@@ -106,6 +106,11 @@ class BigQueryEventProcessor(Adapter):
 def _is_about_delivery(record: Any) -> bool:
     # ProcessorFormatter adds the record of a line that was logged by the standard library.
     return record is not None and is_about_delivery(record)
+
+
+def _place(event_dict: MutableMapping[str, Any]) -> str:
+    record = dict.get(event_dict, "_record") if isinstance(event_dict, dict) else None
+    return place_of(record) if isinstance(record, logging.LogRecord) else place_of_call()
 
 
 def _redacted(line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,3 +53,24 @@ def inside(record: logging.LogRecord) -> tuple[dict[Any, Any], frozenset[str]] |
             fields |= {key: attributes[key] for key in ENVELOPE if attributes.get(key) is not None}
             return fields, known
     return None
+
+
+def place_of(record: logging.LogRecord) -> str:
+    """Say where ``record`` was logged, for a message; raises nothing, whatever it holds."""
+    try:
+        return f" of logger {record.name!r} ({record.pathname}:{record.lineno})"
+    except Exception:  # noqa: BLE001  whatever a filter made of the record
+        return ""
+
+
+def place_of_call() -> str:
+    """Say where the innermost call outside of logging stands, for a message."""
+    frame = sys._getframe()  # noqa: SLF001  as logging finds it
+    while frame.f_back is not None and _is_of_logging(frame.f_globals.get("__name__")):
+        frame = frame.f_back
+    return f" ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _is_of_logging(module: object) -> bool:
+    name = str(module).partition(".")[0]
+    return name in ("logging", "lorc_eventlog", "structlog")

@@ -23,6 +23,13 @@ PRIVATE = "PrivateWord"
 
 Make = Callable[..., BigQueryEventProcessor]
 
+HERE = f" ({__file__}:…)"
+"""The place of a log call in this file, without its line."""
+
+
+def without_line(message: str) -> str:
+    return re.sub(rf"({re.escape(__file__)}):\d+\)", r"\1:…)", message)
+
 
 @pytest.fixture(autouse=True)
 def fresh_structlog() -> Iterator[None]:
@@ -374,7 +381,7 @@ def test_a_bad_event_is_reported_once_its_line_rendered_and_the_events_around_it
     assert err == ""
     [record] = caplog.records
     assert (record.name, record.levelname) == ("lorc_eventlog", "ERROR")
-    assert record.getMessage() == f"{what} is not recorded: ValueError: {why}"
+    assert without_line(record.getMessage()) == f"{what}{HERE} is not recorded: ValueError: {why}"
     assert record.exc_info is None
     assert PRIVATE not in repr(record.__dict__)
 
@@ -389,6 +396,15 @@ class Hostile(str):
 
     def __repr__(self) -> str:
         raise ValueError(PRIVATE)
+
+
+def test_a_report_names_the_place_of_a_line_that_the_standard_library_logged(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = logging.LogRecord("app", logging.INFO, "/srv/app.py", 7, "happened", (), None)
+    process(make(source="app"), event="happened", event_type="", _record=record)
+    [said] = caplog.records
+    assert said.getMessage().startswith("event '' of logger 'app' (/srv/app.py:7) is not recorded")
 
 
 class HostileKey:
@@ -408,8 +424,8 @@ def test_of_an_error_that_is_not_the_packages_own_only_the_type_is_told(
 ) -> None:
     processor = make(background=False)
     assert processor(None, "info", fields) is fields
-    assert [record.getMessage() for record in caplog.records] == [
-        "event 'a.b' is not recorded: ValueError"
+    assert [without_line(record.getMessage()) for record in caplog.records] == [
+        f"event 'a.b'{HERE} is not recorded: ValueError"
     ]
 
 
@@ -429,9 +445,9 @@ def test_a_filter_of_our_logger_that_raises_does_not_reach_the_application(
 
     monkeypatch.setattr(logging.getLogger("lorc_eventlog"), "filters", [broken])
     process(make(source="app"), event="received", event_type="")
-    assert capsys.readouterr().err == (
-        "lorc_eventlog: logging raised LookupError for: event '' is not recorded: ValueError: "
-        "event_type must be a non-empty string, not an empty string\n"
+    assert without_line(capsys.readouterr().err) == (
+        f"lorc_eventlog: logging raised LookupError for: event ''{HERE} is not recorded: "
+        "ValueError: event_type must be a non-empty string, not an empty string\n"
     )
 
 
