@@ -71,7 +71,7 @@ class Remote:
 
 def environment(server: Remote) -> dict[str, str]:
     """Return the environment of a benchmark's process: its modules and where events go."""
-    paths = (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))
+    paths = (str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", ""))
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "BIGQUERY_EMULATOR_HOST": server.url,

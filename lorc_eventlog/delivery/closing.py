@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -100,7 +101,9 @@ class Closing:
             self._say_what_is_left(f"BigQuery did not accept them within {self.close_timeout:g} s")
             return
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            # gevent cannot join a thread that is older than its patch.
+            with contextlib.suppress(RuntimeError):
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _end(self) -> set[threading.Thread]:
         self._senders.is_closed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import weakref
 from functools import partial
@@ -116,9 +117,11 @@ class Dispatcher:
             self._senders.run(self._senders.see_to_inbox)
 
     def _submit(self, row: Row) -> None:
+        self._senders.is_closed = False
+        self.inbox.collect()
         # Signal safety: call a sender before adding the row. If a signal handler raises in
         # between, the result is a spurious call, not an unnoticed row.
-        self._senders.see_to_inbox()
+        self._senders.call_lookout()
         while not self._queue.accept(row, time.monotonic()):
             if not (self._wait_for_room() if self._blocks else self._drop_doubtful(row)):
                 self._settlement.drop(1)
@@ -159,7 +162,8 @@ class Dispatcher:
 
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""
-        return self._settlement.stats(self.inbox.rows)
+        stats, error = self._senders.run(self._settlement.stats, self.inbox.rows)
+        return stats if error is None else dataclasses.replace(stats, last_error=str(error))
 
     def _changed(self) -> None:
         """Rows may have been settled."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
     from lorc_eventlog.events.row import Row
 
-SMALL_ROW = 16_384
+SMALL_ROW = 32_768
 """Bytes that an event rarely exceeds; see :attr:`DeliveryQueue.inbox_room`."""
 
 MAX_PAUSE = 60.0

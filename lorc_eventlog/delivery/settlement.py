@@ -102,31 +102,25 @@ class Settlement:
         if letters:
             self._report.dropped(len(letters), time.monotonic())
 
-    def stats(self, unnoticed: Sized) -> WriterStats:
-        """Return the counters, all taken at one moment; ``unnoticed`` is not yet in the queue."""
-        delivered, rejected, dropped, retries, buffered, error = self._lock.run(
-            self._count, unnoticed
-        )
-        return WriterStats(
-            submitted=delivered + rejected + dropped + buffered,
-            delivered=delivered,
-            rejected=rejected,
-            dropped=dropped,
-            retries=retries,
-            buffered=buffered,
-            last_error=None if error is None else str(error),
-        )
+    def stats(self, unnoticed: Sized) -> tuple[WriterStats, Cause | str | None]:
+        """Return the counters, all taken at one moment, and the last error. Under the lock.
 
-    def _count(self, unnoticed: Sized) -> tuple[int, int, int, int, int, Cause | str | None]:
+        Args:
+            unnoticed: The rows that are not yet in the queue.
+        """
         queue = self._queue
-        return (
-            queue.stored,
-            queue.dead,
-            queue.dropped + self._dropped,
-            self._retries,
-            queue.held + len(unnoticed),
-            self._report.last_error,
+        buffered = queue.held + len(unnoticed)
+        dropped = queue.dropped + self._dropped
+        stats = WriterStats(
+            submitted=queue.stored + queue.dead + dropped + buffered,
+            delivered=queue.stored,
+            rejected=queue.dead,
+            dropped=dropped,
+            retries=self._retries,
+            buffered=buffered,
+            last_error=None,
         )
+        return stats, self._report.last_error
 
     def interrupt(self, batch: Batch, error: BaseException) -> None:
         """Give ``batch`` back: ``error`` ended its request. Under the lock.
