@@ -45,7 +45,6 @@ LONG_CLASSES = {
 }
 
 LONG_TESTS = {
-    "adapters/test_handler.py",
     "delivery/test_queue.py",
 }
 
