@@ -52,7 +52,7 @@ def test_a_starting_writer_delivers_what_a_dead_process_left(
             scripted.wait_for_rows(20)
             eventually(lambda: writer.stats().delivered == 20)
         assert_adds_up(writer.stats())
-        assert names(tmp_path) == []
+        eventually(lambda: names(tmp_path) == [])
     assert numbers_in(scripted) == list(range(20))
     assert len(records.texts(logging.INFO)) == 1
 
@@ -274,6 +274,29 @@ def test_drain_ends_though_nothing_in_the_files_can_be_read(tmp_path: Path) -> N
 def test_drain_without_a_spool_is_an_error() -> None:
     with running_writer() as writer, pytest.raises(ValueError, match="spool_dir is not set"):
         writer.drain_spool()
+
+
+def test_a_closed_spool_leaves_to_others_what_it_has_read_in_part_and_acknowledged(
+    tmp_path: Path,
+) -> None:
+    segment_of_the_dead(tmp_path, HEADER + b"".join(map(line, range(10))))
+    with open_spool(tmp_path) as spool:
+        loaded = load(spool, 2)
+        assert loaded is not None
+        spool.acknowledge(loaded.rows)
+        spool.close()()
+        assert [each.is_locked for each in survey(tmp_path)] == [False]
+        assert deliver_all(tmp_path) == list(range(2, 10))
+
+
+def test_files_of_a_later_version_are_reported_once_a_minute_and_stay(tmp_path: Path) -> None:
+    later = encode_line({"lorc_eventlog_spool": 2}) + line(1)
+    for number in range(3):
+        segment_of_the_dead(tmp_path, later, name=f"{number}-1-a")
+    with Records() as records:
+        assert deliver_all(tmp_path) == []
+    assert len(records.texts(logging.ERROR)) == 1
+    assert content(tmp_path) == later * 3
 
 
 # A directory of several tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from harness import Records
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, RefusedRow
 from lorc_eventlog.delivery.queue import Batch
@@ -141,6 +143,22 @@ def test_a_chore_that_fails_is_reported_and_done_again(
     assert work(queue, 0.5) == []
     queue.look_now()
     assert numbers(work(queue, 1.0)) == [0]
+
+
+def test_a_chore_that_fails_again_and_again_is_reported_once_a_minute(
+    queue: SpooledQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    segment_of_the_dead(tmp_path, HEADER + line(0))
+    monkeypatch.setattr("lorc_eventlog.spool.orphans.heapq.nsmallest", fail)
+    with Records() as records:
+        for now in range(3):
+            work(queue, float(now))
+        queue._spool._report._notes.say()
+    (text,) = records.texts(logging.ERROR)
+    assert "failed and is tried again: MemoryError" in text
 
 
 def test_events_of_the_dead_are_sent_without_waiting_for_a_full_batch(tmp_path: Path) -> None:
@@ -305,12 +323,14 @@ class Machine(RuleBasedStateMachine):
         self.chore: Callable[[], object] | None = None
         self.chore_has_run = False
         self.submitted: set[str] = set()
+        self.own: set[str] = set()
         self.may_be_twice: set[str] = set()
         self.stored: Counter[str] = Counter()
         self.dead: Counter[str] = Counter()
         self.flushes: list[tuple[int, set[str]]] = []
         self.nested: list[Row] = []
         self.disk_is_full = False
+        self.disk_was_full = False
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(store, "SEGMENT_BYTES", 1500)
         for name in ("pwrite", "ftruncate", "fchmod", "fstat"):
@@ -321,12 +341,13 @@ class Machine(RuleBasedStateMachine):
         real = getattr(os, name)
 
         def call(*arguments: Any) -> Any:
-            if self.disk_is_full and name == "pwrite":
+            if self.disk_is_full and name == "pwrite" and arguments[1].strip():  # no blanks
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             result = real(*arguments)
             while self.nested and name in self.where:
                 nested = self.nested.pop()
                 if self.queue.accept_nested(nested):
+                    self.own.add(nested["event_id"])
                     self.submitted.add(nested["event_id"])
             return result
 
@@ -342,9 +363,10 @@ class Machine(RuleBasedStateMachine):
         for _ in range(count):
             new = self.new_row()
             if self.queue.accept(new, self.now):
+                self.own.add(new["event_id"])
                 self.submitted.add(new["event_id"])
             else:
-                assert self.disk_is_full
+                assert self.disk_was_full
 
     @rule(where=st.sets(st.sampled_from(["pwrite", "ftruncate", "fchmod", "fstat"]), min_size=1))
     def log_in_the_middle_of_what_comes_next(self, where: set[str]) -> None:
@@ -397,7 +419,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        unsettled = self.submitted - set(self.stored) - set(self.dead)
+        unsettled = self.own - set(self.stored) - set(self.dead)
         self.flushes.append((self.queue.request_flush(), unsettled))
 
     @rule()
@@ -415,6 +437,7 @@ class Machine(RuleBasedStateMachine):
     @rule(full=st.booleans())
     def disk(self, full: bool) -> None:
         self.disk_is_full = full
+        self.disk_was_full |= full  # a new file is tried only once a second
 
     # Others
 
@@ -432,6 +455,7 @@ class Machine(RuleBasedStateMachine):
         on_disk = {each["event_id"] for each in self.rows_on_disk()}
         self.submitted &= on_disk | set(self.stored) | set(self.dead)
         self.may_be_twice |= on_disk
+        self.own.clear()
         for descriptor in [*descriptors._open]:
             descriptors.close(descriptor)
         self.in_flight.clear()

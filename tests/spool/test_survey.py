@@ -97,6 +97,16 @@ def test_the_survey_goes_on_where_something_is_no_file(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_is_deleted_just_now_is_not_in_the_survey(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = segment_of_the_dead(tmp_path, HEADER, name="1-1-a")
+    segment_of_the_dead(tmp_path, HEADER + line(1), name="2-1-a")
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([gone, gone.with_name("2-1-a.events")]))
+    gone.unlink()
+    assert [report.events for report in survey(tmp_path)] == [1]
+
+
 def test_a_survey_of_no_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         survey(tmp_path / "missing")
