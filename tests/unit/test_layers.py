@@ -8,6 +8,7 @@ leave the list.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -183,6 +184,13 @@ def test_no_test_file_is_too_long_to_be_read() -> None:
     found = long_files(TESTS, TEST_LINES)
     assert found - LONG_TESTS == set(), f"test files of more than {TEST_LINES} lines"
     assert LONG_TESTS - found == set(), "these are mended: take them off the list"
+
+
+def test_the_map_for_contributors_has_every_folder_and_module() -> None:
+    page = (TESTS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    places = set(re.findall(r"`(\w+)(?:/|\.py)`", page))
+    entries = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {entry for entry in entries if not entry.startswith("__")} <= places
 
 
 @pytest.fixture
