@@ -26,7 +26,7 @@ fork: Callable[[], int] = ctypes.PyDLL(None).fork
 """In C, with the interpreter's lock held, as uWSGI does it."""
 
 
-def make_handler(flush_interval: float = 0.02) -> BigQueryEventHandler:
+def make_handler(flush_interval: float = 5) -> BigQueryEventHandler:
     client = None
     if "given client" in way:
         from google.auth.credentials import AnonymousCredentials
