@@ -14,11 +14,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Emulator(NamedTuple):
+    """Where an emulator is."""
+
+    url: str
+    """For BIGQUERY_EMULATOR_HOST."""
+    storage: str
+    """For BIGQUERY_STORAGE_EMULATOR_HOST, which `lorc-eventlog ship --transport grpc` uses."""
 
 
 @contextlib.contextmanager
-def running_emulator(python: str = sys.executable) -> Iterator[str]:
-    """Serve an empty BigQuery for as long as the block lasts, at the URL that is given.
+def running_emulator(python: str = sys.executable) -> Iterator[Emulator]:
+    """Serve an empty BigQuery for as long as the block lasts.
 
     The `python` may be another one, with dependencies of its own.
     """
@@ -29,11 +39,11 @@ def running_emulator(python: str = sys.executable) -> Iterator[str]:
     ) as process:
         try:
             assert process.stdout is not None
-            url = process.stdout.readline().strip().partition("=")[2]
-            if not url:
+            lines = [process.stdout.readline().strip() for _ in Emulator._fields]
+            if not all(lines):
                 msg = "bqemulator did not start; is the dependency group `emulator` installed?"
                 raise RuntimeError(msg)
-            yield url
+            yield Emulator(*(line.partition("=")[2] for line in lines))
         finally:
             process.kill()  # it has nothing to save
 
@@ -63,7 +73,8 @@ async def serve(port: int) -> None:
         loop.add_reader(sys.stdin, told_to_end.set)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, told_to_end.set)
-    print(f"BIGQUERY_EMULATOR_HOST={server.rest_url}", flush=True)
+    print(f"BIGQUERY_EMULATOR_HOST={server.rest_url}")
+    print(f"BIGQUERY_STORAGE_EMULATOR_HOST={server.grpc_endpoint}", flush=True)
     await told_to_end.wait()
     await server.stop()
 

@@ -130,17 +130,17 @@ def print_table(lines: list[list[str]]) -> None:
 
 def main() -> None:
     """Run the whole way in a few seconds."""
-    with running_emulator() as url:
-        os.environ["BIGQUERY_EMULATOR_HOST"] = url
+    with running_emulator() as emulator:
+        os.environ["BIGQUERY_EMULATOR_HOST"] = emulator.url
         os.environ["EVENTS_BQ_DATASET"] = "demo"
         os.environ["EVENTS_BQ_TABLE"] = "events"
         client = bigquery.Client(
             project="test-project",
             credentials=AnonymousCredentials(),
-            client_options={"api_endpoint": url},
+            client_options={"api_endpoint": emulator.url},
         )
         table = create_events_table(client)
-        print(f"BigQuery's emulator serves at {url}, and has the table {table}.")
+        print(f"BigQuery's emulator serves at {emulator.url}, and has the table {table}.")
         log_by_stdlib()
         log_by_structlog()
         emit_at_once(client)

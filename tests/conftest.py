@@ -17,7 +17,7 @@ import pytest
 from google.cloud import bigquery
 
 from clients import Query, make_client
-from emulator import running_emulator
+from emulator import Emulator, running_emulator
 from lorc_eventlog import create_events_table
 from lorc_eventlog.diagnostics import is_about_delivery
 from scripted_bigquery import ScriptedBigQuery
@@ -70,6 +70,7 @@ def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches a real BigQuery, whatever the shell has set."""
     for name in (
         "BIGQUERY_EMULATOR_HOST",
+        "BIGQUERY_STORAGE_EMULATOR_HOST",
         "EVENTS_BQ_DATASET",
         "EVENTS_BQ_SINK",
         "EVENTS_BQ_TABLE",
@@ -80,16 +81,22 @@ def no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def emulator() -> Iterator[str]:
-    """The URL of bqemulator, one for all tests.
+def whole_emulator() -> Iterator[Emulator]:
+    """Bqemulator, one for all tests: REST and gRPC.
 
     Where it cannot be installed beside what is tested, ``EMULATOR_PYTHON`` runs it.
     """
     python = os.environ.get("EMULATOR_PYTHON", sys.executable)
     if not shutil.which(python):
         pytest.skip(f"needs bqemulator, and there is no {python} to run it")
-    with running_emulator(python) as url:
-        yield url
+    with running_emulator(python) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def emulator(whole_emulator: Emulator) -> str:
+    """The URL of bqemulator's REST API."""
+    return whole_emulator.url
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ CREDENTIALS = (
     "runs as, or `gcloud auth application-default login`"
 )
 GRANT = "grant the process's account roles/bigquery.dataEditor on the dataset"
-_WHAT_TO_DO = {
+WHAT_TO_DO = {
     401: CREDENTIALS,
     403: GRANT,
     404: (
@@ -100,7 +100,7 @@ def _what_to_do(code: int, words: str) -> str | None:
         for word, what_to_do in _WHAT_TO_DO_BY_WORDS.items():
             if word in words:
                 return what_to_do
-    return _WHAT_TO_DO.get(code)
+    return WHAT_TO_DO.get(code)
 
 
 def _as_unanswered(error: Exception, rows: Sequence[Row]) -> TryAgainError:

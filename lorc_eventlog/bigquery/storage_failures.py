@@ -1,0 +1,116 @@
+"""What an answer or error of the Storage Write API means for the rows of a request.
+
+An *answer* that holds an error is about its request. The *call's own* error is about the
+connection, the table or the account, and never a verdict on rows. docs/bigquery.md lists each with
+BigQuery's words and where they come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from lorc_eventlog.bigquery.failures import CREDENTIALS, GRANT, WHAT_TO_DO, as_failure
+from lorc_eventlog.bigquery.storage_connection import AppendTimeoutError, EndedError
+from lorc_eventlog.bigquery.storage_messages import STORAGE_ERROR_URL, StorageError
+from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal, RefusedRow
+
+OFFSET_ALREADY_EXISTS = 8
+OFFSET_OUT_OF_RANGE = 9
+STREAM_FINALIZED = 6
+STREAM_NOT_FOUND = 3
+SCHEMA_MISMATCH_EXTRA_FIELDS = 7
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_WHAT_TO_DO = {
+    grpc.StatusCode.UNAUTHENTICATED: CREDENTIALS,
+    grpc.StatusCode.PERMISSION_DENIED: f"{GRANT} (it holds bigquery.tables.updateData)",
+    grpc.StatusCode.NOT_FOUND: WHAT_TO_DO[404],
+    grpc.StatusCode.INVALID_ARGUMENT: "run `lorc-eventlog check --transport grpc`",
+    grpc.StatusCode.UNIMPLEMENTED: (
+        "check the endpoint: what answers there is not the BigQuery Storage Write API"
+    ),
+}
+_MAY_BE_THE_ROWS = {
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+}
+_IDLE = "has been inactive for"
+"""BigQuery's words when it ends a connection that was idle for ten minutes: no failure."""
+
+
+def is_idle_close(error: object) -> bool:
+    """Whether BigQuery ended the connection only because it was idle."""
+    return (
+        isinstance(error, grpc.RpcError)
+        and error.code() is grpc.StatusCode.ABORTED
+        and _IDLE in (error.details() or "")
+    )
+
+
+def failure_of_call(error: Exception, *, timeout: float) -> Failure:
+    """Tell what the end of a call means; never raises.
+
+    Args:
+        error: What the call, or the making of it, raised.
+        timeout: Seconds that the request was given.
+    """
+    if isinstance(error, AppendTimeoutError):
+        text = f"BigQuery did not answer within {timeout:.0f} s"
+        return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
+    if isinstance(error, EndedError):
+        text = "BigQuery ended the connection without an answer"
+        return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
+    if not isinstance(error, grpc.RpcError):  # no credentials, no project
+        failure = as_failure(error, ())
+        what_to_do = getattr(failure, "what_to_do", None)
+        return Failure(Reason(str(failure)), what_to_do, may_be_the_rows=False, stored="no")
+    code = error.code()
+    details = " ".join((error.details() or "").split())
+    return Failure(
+        _reason(code, details),
+        _WHAT_TO_DO.get(code),
+        may_be_the_rows=code in _MAY_BE_THE_ROWS,
+        stored="unknown",
+    )
+
+
+def failure_in_answer(status: Any) -> Failure | Refusal:
+    """Tell what the ``error`` in an answer means: nothing of its request is stored."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    reason = _reason(code, " ".join(status.message.split()))
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return Refusal(reason, is_about_size=False)
+    return Failure(
+        reason, _WHAT_TO_DO.get(code), may_be_the_rows=code in _MAY_BE_THE_ROWS, stored="no"
+    )
+
+
+def refused_rows(row_errors: Any, count: int) -> tuple[RefusedRow, ...] | None:
+    """Return the rows that ``row_errors`` names; None if it names one that was not sent."""
+    refused = {}
+    for error in row_errors:
+        if not 0 <= error.index < count:
+            return None
+        reason = Reason("BigQuery refuses the row", " ".join(error.message.split()))
+        # The message names the column. Only the payload is checked for more than its type.
+        is_about_payload = "payload" in error.message
+        refused[error.index] = RefusedRow(error.index, reason, error.message, is_about_payload)
+    return tuple(refused.values())
+
+
+def storage_error_of(status: Any) -> int:
+    """Return the code of the StorageError that a status carries; 0 if it carries none."""
+    for detail in status.details:
+        if detail.type_url == STORAGE_ERROR_URL:
+            return int(StorageError.FromString(detail.value).code)
+    return 0
+
+
+def _reason(code: grpc.StatusCode, details: str) -> Reason:
+    if code in _MAY_BE_THE_ROWS or code is grpc.StatusCode.INVALID_ARGUMENT:
+        return Reason(code.name, details)  # it may quote a row
+    return Reason(f"{code.name}: {details}" if details else code.name)

@@ -1,0 +1,99 @@
+"""The messages of BigQuery's Storage Write API, as far as events need them.
+
+They are declared by hand, in a descriptor pool of their own: the package that Google generates
+takes twice as long to import and would be one more dependency, for a handful of fields. The names
+and numbers are those of Google's ``storage.proto``, ``stream.proto`` and ``protobuf.proto``. The
+descriptor of a row is declared as ``bytes``, which looks the same on the wire.
+
+Importing this module loads protobuf, so only what speaks gRPC imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from lorc_eventlog.bigquery.table import COLUMNS
+
+_PACKAGE = "google.cloud.bigquery.storage.v1"
+_Field = descriptor_pb2.FieldDescriptorProto
+
+_KINDS = {
+    "string": _Field.TYPE_STRING,
+    "bytes": _Field.TYPE_BYTES,
+    "int32": _Field.TYPE_INT32,
+    "int64": _Field.TYPE_INT64,
+}
+
+_MESSAGES = {
+    "Int64Value": "int64 value 1",
+    "Any": "string type_url 1, bytes value 2",
+    "Status": "int32 code 1, string message 2, repeated Any details 3",
+    "ProtoSchema": "bytes proto_descriptor 1",
+    "ProtoRows": "repeated bytes serialized_rows 1",
+    "ProtoData": "ProtoSchema writer_schema 1, ProtoRows rows 2",
+    "AppendRowsRequest": (
+        "string write_stream 1, Int64Value offset 2, ProtoData proto_rows 4, string trace_id 6"
+    ),
+    "AppendResult": "Int64Value offset 1",
+    "RowError": "int64 index 1, int32 code 2, string message 3",
+    "AppendRowsResponse": (
+        "AppendResult append_result 1, Status error 2, repeated RowError row_errors 4, "
+        "string write_stream 5"
+    ),
+    "StorageError": "int32 code 1, string entity 2, string error_message 3",
+    "WriteStream": "string name 1, int32 type 2",
+    "CreateWriteStreamRequest": "string parent 1, WriteStream write_stream 2",
+    "FinalizeWriteStreamRequest": "string name 1",
+    "FinalizeWriteStreamResponse": "int64 row_count 1",
+}
+
+COMMITTED = 1
+"""The type of a stream whose rows can be queried as soon as they are acknowledged."""
+
+STORAGE_ERROR_URL = f"type.googleapis.com/{_PACKAGE}.StorageError"
+
+
+def _declare(file: descriptor_pb2.FileDescriptorProto, name: str, fields: str) -> None:
+    message = file.message_type.add(name=name)
+    for declaration in fields.split(", "):
+        *repeated, kind, field_name, number = declaration.split(" ")
+        field = message.field.add(name=field_name, number=int(number))
+        field.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
+        if kind in _KINDS:
+            field.type = _KINDS[kind]
+        else:
+            field.type = _Field.TYPE_MESSAGE
+            field.type_name = f".{_PACKAGE}.{kind}"
+
+
+def _build() -> tuple[dict[str, Any], bytes]:
+    pool = descriptor_pool.DescriptorPool()
+    file = descriptor_pb2.FileDescriptorProto(
+        name="lorc_eventlog/storage.proto", package=_PACKAGE, syntax="proto2"
+    )
+    for name, fields in _MESSAGES.items():
+        _declare(file, name, fields)
+    columns = ", ".join(f"string {name} {n}" for n, name in enumerate(COLUMNS, 1))
+    _declare(file, "Event", columns)
+    pool.Add(file)
+    classes = {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+        for name in (*_MESSAGES, "Event")
+    }
+    return classes, file.message_type[-1].SerializeToString()
+
+
+_CLASSES, EVENT_DESCRIPTOR = _build()
+"""``EVENT_DESCRIPTOR`` describes a row to BigQuery: eight strings, the JSON column included."""
+
+Event: Any = _CLASSES["Event"]
+AppendRowsRequest: Any = _CLASSES["AppendRowsRequest"]
+AppendRowsResponse: Any = _CLASSES["AppendRowsResponse"]
+Status: Any = _CLASSES["Status"]
+StorageError: Any = _CLASSES["StorageError"]
+WriteStream: Any = _CLASSES["WriteStream"]
+CreateWriteStreamRequest: Any = _CLASSES["CreateWriteStreamRequest"]
+FinalizeWriteStreamRequest: Any = _CLASSES["FinalizeWriteStreamRequest"]
+FinalizeWriteStreamResponse: Any = _CLASSES["FinalizeWriteStreamResponse"]

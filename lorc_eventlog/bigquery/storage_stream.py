@@ -1,0 +1,222 @@
+"""A committed stream of the Storage Write API: rows at offsets, so that none is stored twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from lorc_eventlog.bigquery.storage_connection import SERVICE, Connection, Endpoint
+from lorc_eventlog.bigquery.storage_failures import (
+    OFFSET_ALREADY_EXISTS,
+    OFFSET_OUT_OF_RANGE,
+    STREAM_FINALIZED,
+    STREAM_NOT_FOUND,
+    failure_in_answer,
+    failure_of_call,
+    refused_rows,
+    storage_error_of,
+)
+from lorc_eventlog.bigquery.storage_messages import (
+    COMMITTED,
+    CreateWriteStreamRequest,
+    FinalizeWriteStreamRequest,
+    FinalizeWriteStreamResponse,
+    Status,
+    WriteStream,
+)
+from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal, RefusedRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_EXPECTED = re.compile(r"expected offset:? (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The rows are stored at the offset."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyExists:
+    """The offset is taken; the stream ends at ``expected``, if BigQuery says so."""
+
+    expected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing is stored; these rows are refused, and perhaps others, too."""
+
+    rows: tuple[RefusedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Nothing is stored, and the stream takes no rows at this offset any more."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """BigQuery does not know the stream: it, or its table, was deleted."""
+
+    failure: Failure
+
+
+Outcome = Stored | AlreadyExists | Refused | Refusal | Unusable | Gone | Failure
+"""A ``Failure`` that is ``stored="no"`` was answered; one that is ``"unknown"`` was not."""
+
+
+class StreamClient:
+    """Makes, appends to and finalizes committed streams; one connection, used by one thread."""
+
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._connection: Connection | None = None
+        self._stream = ""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint, made on first use; raises what Google's libraries raise."""
+        if self._endpoint is None:
+            self._endpoint = Endpoint()
+        return self._endpoint
+
+    def create(self, parent: Callable[[str], str], timeout: float) -> str | Failure:
+        """Make a stream and return its name.
+
+        Args:
+            parent: Returns the resource name of the table, given the project.
+            timeout: Seconds.
+        """
+        try:
+            endpoint = self.endpoint
+            table = parent(endpoint.project)
+            request = CreateWriteStreamRequest(parent=table)
+            request.write_stream.type = COMMITTED
+            answer = self._call("CreateWriteStream", request, WriteStream, timeout, parent=table)
+            return str(answer.name)
+        except Exception as error:  # noqa: BLE001  one contract, whatever the libraries raise
+            return failure_of_call(error, timeout=timeout)
+
+    def finalize(self, stream: str, timeout: float) -> int | Gone | Failure:
+        """Let the stream take no more rows, and return how many it holds."""
+        self.disconnect()
+        try:
+            request = FinalizeWriteStreamRequest(name=stream)
+            answer = self._call(
+                "FinalizeWriteStream", request, FinalizeWriteStreamResponse, timeout, name=stream
+            )
+            return int(answer.row_count)
+        except Exception as error:  # noqa: BLE001  as above
+            failure = failure_of_call(error, timeout=timeout)
+            return Gone(failure) if _is_not_found(error) else failure
+
+    def append(
+        self, stream: str, offset: int, serialized: Sequence[bytes], timeout: float
+    ) -> Outcome:
+        """Append rows at ``offset``: all of them, or none."""
+        try:
+            connection = self._connect(stream)
+            answer = connection.append(serialized, timeout=timeout, offset=offset)
+        except Exception as error:  # noqa: BLE001  as above
+            self.disconnect()
+            return _outcome_of_call(error, timeout)
+        except BaseException:
+            self.disconnect()
+            raise
+        if not answer.HasField("error") and not answer.row_errors:
+            if (
+                answer.append_result.HasField("offset")
+                and answer.append_result.offset.value != offset
+            ):
+                self.disconnect()
+                text = "BigQuery acknowledges rows at another offset"
+                return Failure(Reason(text), None, may_be_the_rows=False, stored="unknown")
+            return Stored()
+        self.disconnect()
+        if answer.row_errors:
+            return _outcome_of_rows(answer.row_errors, len(serialized))
+        return _outcome_of_stream(answer.error) or failure_in_answer(answer.error)
+
+    def _connect(self, stream: str) -> Connection:
+        connection = self._connection
+        if connection is not None and (stream != self._stream or connection.is_ended):
+            self.disconnect()
+            connection = None
+        if connection is None:
+            self._stream = stream
+            self._connection = connection = Connection(self.endpoint, stream)
+        return connection
+
+    def disconnect(self) -> None:
+        """Drop the connection. What is in flight may still be stored."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _call(
+        self, method: str, request: Any, answer: Any, timeout: float, **parameters: str
+    ) -> Any:
+        metadata = self.endpoint.metadata(**parameters)
+        channel = self.endpoint.open_channel()
+        try:
+            call: Any = channel.unary_unary(
+                f"{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
+            )
+            return call(request, timeout=timeout, metadata=metadata)
+        finally:
+            channel.close()
+
+
+def _outcome_of_rows(row_errors: Any, count: int) -> Outcome:
+    rows = refused_rows(row_errors, count)
+    if rows:
+        return Refused(rows)
+    text = "the answer names rows that were not sent"
+    return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
+
+
+def _outcome_of_stream(status: Any) -> Outcome | None:
+    """Tell what a status says about the stream and its offsets; None if it is about neither."""
+    code = storage_error_of(status)
+    words = " ".join(status.message.split())
+    if code == OFFSET_ALREADY_EXISTS or status.code == _number(grpc.StatusCode.ALREADY_EXISTS):
+        expected = _EXPECTED.search(words)
+        return AlreadyExists(int(expected[1]) if expected else None)
+    if code == STREAM_NOT_FOUND or status.code == _number(grpc.StatusCode.NOT_FOUND):
+        return Gone(Failure(Reason(words), None, may_be_the_rows=False, stored="no"))
+    out_of_range = status.code == _number(grpc.StatusCode.OUT_OF_RANGE)
+    if code in (OFFSET_OUT_OF_RANGE, STREAM_FINALIZED) or out_of_range:
+        return Unusable(Reason(words))
+    return None
+
+
+def _outcome_of_call(error: Exception, timeout: float) -> Outcome:
+    """Tell what the end of a call means; BigQuery may end it with what it says of the stream."""
+    if _is_not_found(error):
+        return Gone(failure_of_call(error, timeout=timeout))
+    if isinstance(error, grpc.RpcError):
+        status = Status(code=_number(error.code()), message=error.details() or "")
+        trailing: Any = error.trailing_metadata()
+        for key, value in trailing or ():
+            if key == "grpc-status-details-bin":
+                status = Status.FromString(value)
+        outcome = _outcome_of_stream(status)
+        if outcome is not None:
+            return outcome
+    return failure_of_call(error, timeout=timeout)
+
+
+def _number(code: grpc.StatusCode) -> int:
+    return int(code.value[0])
+
+
+def _is_not_found(error: object) -> bool:
+    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.NOT_FOUND

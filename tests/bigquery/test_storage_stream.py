@@ -1,0 +1,151 @@
+"""Committed streams, over real gRPC: what each answer of BigQuery means for an offset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from grpc import StatusCode
+
+from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_stream import (
+    AlreadyExists,
+    Gone,
+    Refused,
+    Stored,
+    StreamClient,
+    Unusable,
+)
+from lorc_eventlog.bigquery.storage_write import table_path
+from lorc_eventlog.bigquery.transport import Failure, Refusal
+from lorc_eventlog.events.row import row_at
+from scripted_storage import Cut, InAnswer, ScriptedStorage, Silence
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedStorage]:
+    with ScriptedStorage() as scripted:
+        monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", scripted.address)
+        yield scripted
+
+
+@pytest.fixture
+def client(server: ScriptedStorage) -> Iterator[StreamClient]:
+    del server  # it must be there
+    made = StreamClient()
+    yield made
+    made.disconnect()
+
+
+def encoded(*numbers: int, **payload: object) -> list[bytes]:
+    return [
+        Event(**row_at(0.0, "test", {"number": number, **payload}, "tests")).SerializeToString()
+        for number in numbers
+    ]
+
+
+def create(client: StreamClient) -> str:
+    stream = client.create(lambda project: table_path(project, "dataset.events"), 10.0)
+    assert isinstance(stream, str)
+    return stream
+
+
+def test_rows_at_the_end_of_the_stream_are_stored_and_counted_when_it_is_finalized(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    assert stream.startswith("projects/test-project/datasets/dataset/tables/events/streams/")
+    assert client.append(stream, 0, encoded(0, 1), 10.0) == Stored()
+    assert client.append(stream, 2, encoded(2), 10.0) == Stored()
+    assert client.finalize(stream, 10.0) == 3
+    assert server.numbers() == [0, 1, 2]
+    assert [request.connection for request in server.requests] == [1, 1]
+
+
+def test_an_offset_that_is_taken_tells_where_the_stream_ends(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    client.append(stream, 0, encoded(0, 1), 10.0)
+    assert client.append(stream, 0, encoded(0, 1), 10.0) == AlreadyExists(2)
+    assert client.append(stream, 2, encoded(2), 10.0) == Stored()
+    server.script(InAnswer(StatusCode.ALREADY_EXISTS, "no number", "OFFSET_ALREADY_EXISTS"))
+    assert client.append(stream, 3, encoded(3), 10.0) == AlreadyExists(None)
+    server.script(Cut(code=StatusCode.ALREADY_EXISTS, words="expected offset 3, received 1"))
+    assert client.append(stream, 1, encoded(3), 10.0) == AlreadyExists(3)
+
+
+def test_a_gap_and_a_finalized_stream_take_no_rows(client: StreamClient) -> None:
+    stream = create(client)
+    assert isinstance(client.append(stream, 5, encoded(0), 10.0), Unusable)
+    assert client.append(stream, 0, encoded(0), 10.0) == Stored()
+    client.finalize(stream, 10.0)
+    assert isinstance(client.append(stream, 1, encoded(1), 10.0), Unusable)
+
+
+def test_a_stream_that_bigquery_does_not_know_is_gone(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    server.streams.clear()
+    assert isinstance(client.append(stream, 0, encoded(0), 10.0), Gone)
+    assert isinstance(client.finalize(stream, 10.0), Gone)
+    server.script(Cut(code=StatusCode.NOT_FOUND, words="Requested entity was not found."))
+    assert isinstance(client.append(stream, 0, encoded(0), 10.0), Gone)
+
+
+def test_bad_rows_are_named_and_nothing_is_stored(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    rows = [*encoded(0), *encoded(1, poison="x"), *encoded(2)]
+    result = client.append(stream, 0, rows, 10.0)
+    assert isinstance(result, Refused)
+    assert [row.index for row in result.rows] == [1]
+    assert server.rows() == []
+    assert client.append(stream, 0, [rows[0], rows[2]], 10.0) == Stored()
+
+
+def test_a_refusal_of_the_request_is_told_from_a_failure(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    server.script(
+        InAnswer(StatusCode.INVALID_ARGUMENT, "schema", "SCHEMA_MISMATCH_EXTRA_FIELDS"),
+        InAnswer(StatusCode.INTERNAL, "oops"),
+        Cut(),
+        Silence(),
+    )
+    assert isinstance(client.append(stream, 0, encoded(0), 10.0), Refusal)
+    for stored, timeout in (("no", 10.0), ("unknown", 10.0), ("unknown", 0.2)):
+        result = client.append(stream, 0, encoded(0), timeout)
+        assert isinstance(result, Failure)
+        assert result.stored == stored
+    assert client.append(stream, 0, encoded(0), 10.0) == Stored()
+
+
+def test_a_connection_that_ended_while_idle_is_opened_again(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    client.append(stream, 0, encoded(0), 10.0)
+    server.end_idle_connections()
+    connection = client._connection
+    assert connection is not None
+    while not connection.is_ended:
+        pass
+    assert client.append(stream, 1, encoded(1), 10.0) == Stored()
+    assert server.numbers() == [0, 1]
+
+
+def test_what_keeps_a_stream_from_being_made_is_a_failure_with_what_to_do(
+    server: ScriptedStorage, client: StreamClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.deny = (StatusCode.PERMISSION_DENIED, "Permission denied")
+    result = client.create(lambda project: table_path(project, "dataset.events"), 10.0)
+    assert isinstance(result, Failure)
+    assert "bigquery.tables.updateData" in (result.what_to_do or "")
+    assert isinstance(client.finalize("projects/p/streams/s", 10.0), Failure)
+    monkeypatch.delenv("BIGQUERY_STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
+    assert isinstance(StreamClient().append("s", 0, encoded(0), 1.0), Failure)
