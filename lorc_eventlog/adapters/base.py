@@ -33,6 +33,8 @@ class WriterOptions(TypedDict, total=False):
     spool_dir: str | os.PathLike[str] | None
     spool_max_bytes: int
     spool_sync: Literal["normal", "full"]
+    spool_only: bool
+    spool_mode: Literal["private", "group"]
 
 
 class Adapter:

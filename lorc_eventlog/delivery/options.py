@@ -73,6 +73,8 @@ class WriterOptions:
     spool_dir: str | os.PathLike[str] | None
     spool_max_bytes: int
     spool_sync: Literal["normal", "full"]
+    spool_only: bool
+    spool_mode: Literal["private", "group"]
 
     def __post_init__(self) -> None:
         check_whole("batch_rows", self.batch_rows, MAX_BATCH_ROWS)
@@ -95,3 +97,16 @@ class WriterOptions:
             self.spool_sync,
             '"normal" or "full"',
         )
+        check(isinstance(self.spool_only, bool), "spool_only", self.spool_only, "true or false")
+        check(
+            self.spool_mode in ("private", "group"),
+            "spool_mode",
+            self.spool_mode,
+            '"private" or "group"',
+        )
+        if self.spool_only and self.spool_dir is None:
+            msg = "spool_only needs spool_dir, the directory that `lorc-eventlog ship` reads"
+            raise ValueError(msg)
+        if self.spool_mode == "group" and not self.spool_only:
+            msg = 'spool_mode="group" needs spool_only=True: only a shipper shares a directory'
+            raise ValueError(msg)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WriterStats:
-    """What became of the events: ``submitted`` is all of them, and the sum of the four ends.
+    """What became of the events: ``submitted`` is all of them, and the sum of the five ends.
 
     Each process counts its own events; after a fork the child starts at zero.
     """
@@ -35,6 +35,8 @@ class WriterStats:
     """Requests that failed and whose rows are sent again."""
     buffered: int
     """Waiting, or on their way."""
+    spooled: int
+    """On disk for a shipper (``spool_only``); this process does not learn what becomes of them."""
     last_error: str | None
 
     def __add__(self, later: WriterStats) -> WriterStats:
@@ -45,11 +47,12 @@ class WriterStats:
             dropped=self.dropped + later.dropped,
             retries=self.retries + later.retries,
             buffered=self.buffered + later.buffered,
+            spooled=self.spooled + later.spooled,
             last_error=later.last_error or self.last_error,
         )
 
 
-NO_EVENTS = WriterStats(0, 0, 0, 0, 0, 0, None)
+NO_EVENTS = WriterStats(0, 0, 0, 0, 0, 0, 0, None)
 
 
 class Settlement:
@@ -92,15 +95,14 @@ class Settlement:
             if letters:
                 self._lock.run(self._queue.dead_lettered, batch, [*letters])
 
-    def drop(self) -> None:
-        """Count a row that found no room. Under the lock."""
-        self._dropped += 1
-        self._report.dropped(1, time.monotonic())
+    def drop(self, count: int) -> None:
+        """Count rows that found no room. Under the lock."""
+        self._dropped += count
+        self._report.dropped(count, time.monotonic())
 
-    def drop_doubtful(self, letters: Sequence[DeadLetter]) -> None:
-        """Report rows in doubt that the queue dropped, and counted. Under the lock."""
+    def dropped_doubtful(self, letters: Sequence[DeadLetter]) -> None:
+        """Report rows that the queue dropped, and counted, to make room. Under the lock."""
         if letters:
-            self._report.refused(letters[-1].reason, [letters[-1].row])
             self._report.dropped(len(letters), time.monotonic())
 
     def stats(self, unnoticed: Sized) -> tuple[WriterStats, Cause | str | None]:
@@ -119,6 +121,7 @@ class Settlement:
             dropped=dropped,
             retries=self._retries,
             buffered=buffered,
+            spooled=0,
             last_error=None,
         )
         return stats, self._report.last_error
@@ -156,8 +159,6 @@ class Settlement:
         else:
             verdict = queue.refused(batch, outcome, now)
             self._report.refused(outcome.reason, batch.rows)
-        if queue.trouble is not None:
-            self._report.in_trouble(queue.trouble, now)
         self._changed()
         return verdict
 

@@ -25,6 +25,7 @@ from lorc_eventlog.lifecycle import fork
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.delivery.spool_only import SpoolOnlyDelivery
     from lorc_eventlog.events.models import Payload
 
 
@@ -48,6 +49,10 @@ class EventWriter:
         spool_max_bytes: The most disk that this process takes; then ``overflow`` decides.
         spool_sync: ``"normal"`` survives the death of the process, ``"full"`` that of the machine
             (each log call then waits for the disk).
+        spool_only: Whether events are only written to ``spool_dir``, for ``lorc-eventlog ship`` to
+            deliver. The process then has no sender, no client and no connection.
+        spool_mode: Who shares the directory, with ``spool_only``: nobody, or with ``"group"`` all
+            users of its group.
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set, or
@@ -69,6 +74,8 @@ class EventWriter:
         spool_dir: str | os.PathLike[str] | None = None,
         spool_max_bytes: int = 2**30,
         spool_sync: Literal["normal", "full"] = "normal",
+        spool_only: bool = False,
+        spool_mode: Literal["private", "group"] = "private",
     ) -> None:
         check_client(bq_client)
         self._options = WriterOptions(
@@ -82,9 +89,11 @@ class EventWriter:
             spool_dir=spool_dir,
             spool_max_bytes=spool_max_bytes,
             spool_sync=spool_sync,
+            spool_only=spool_only,
+            spool_mode=spool_mode,
         )
         _import_now_what_is_needed_later()
-        self._dispatchers = Dispatchers(bq_client, self._options)
+        self._dispatchers = _make_delivery(bq_client, self._options)
         self._sink: Sink | None = None
         self._is_begun = False
         if not capture.is_active():  # else the table need not be known yet
@@ -129,11 +138,8 @@ class EventWriter:
         Raises:
             ValueError: The event is invalid; nothing was submitted.
         """
-        self.submit_row(
-            draft_at(
-                time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id
-            )
-        )
+        ids = (schema_ref, correlation_id, subject_id)
+        self.submit_row(draft_at(time.time(), event_type, payload, source, *ids))
 
     def submit(self, envelope: Envelope) -> None:
         """Take ``envelope`` for delivery. What happens to its payload afterwards is ignored.
@@ -201,9 +207,7 @@ class EventWriter:
             ValueError: The writer has no ``spool_dir``.
             RuntimeError: ``EVENTS_BQ_SINK`` sends the events of this writer elsewhere.
         """
-        if self._options.spool_dir is None:
-            msg = "spool_dir is not set: there is nothing to drain"
-            raise ValueError(msg)
+        _check_drains(self._options)
         if not capture.is_active():
             self._begin()
         if self._sink is not None:
@@ -224,7 +228,30 @@ class EventWriter:
 
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""
-        return sum((dispatcher.stats() for dispatcher in self._dispatchers.all()), start=NO_EVENTS)
+        return sum([dispatcher.stats() for dispatcher in self._dispatchers.all()], NO_EVENTS)
+
+
+def _make_delivery(
+    client: Client | None, options: WriterOptions
+) -> Dispatchers | SpoolOnlyDelivery:
+    if not options.spool_only:
+        prepare()
+        return Dispatchers(client, options)
+    if client is not None:
+        msg = "bq_client would have no effect: with spool_only, `lorc-eventlog ship` delivers"
+        raise ValueError(msg)
+    from lorc_eventlog.delivery.spool_only import SpoolOnlyDelivery
+
+    return SpoolOnlyDelivery(options)
+
+
+def _check_drains(options: WriterOptions) -> None:
+    if options.spool_dir is None:
+        msg = "spool_dir is not set: there is nothing to drain"
+        raise ValueError(msg)
+    if options.spool_only:
+        msg = "spool_only is set: `lorc-eventlog ship` delivers what is there"
+        raise ValueError(msg)
 
 
 def _deadline(timeout: float | None) -> float | None:
@@ -239,5 +266,3 @@ def _import_now_what_is_needed_later() -> None:
     import random  # noqa: F401
 
     import lorc_eventlog.events.plain_values  # noqa: F401
-
-    prepare()

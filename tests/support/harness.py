@@ -63,7 +63,7 @@ def running_writer(client: Any = None, **options: Any) -> Iterator[EventWriter]:
 
 
 def assert_adds_up(stats: WriterStats) -> None:
-    ends = (stats.delivered, stats.rejected, stats.dropped, stats.buffered)
+    ends = (stats.delivered, stats.rejected, stats.dropped, stats.buffered, stats.spooled)
     assert stats.submitted == sum(ends), stats
     assert min(ends) >= 0, stats
 
@@ -77,7 +77,7 @@ def sampled(writer: EventWriter) -> Iterator[None]:
     def sample() -> None:
         while not done.wait(0.0005):
             stats = writer.stats()
-            ends = (stats.delivered, stats.rejected, stats.dropped, stats.buffered)
+            ends = (stats.delivered, stats.rejected, stats.dropped, stats.buffered, stats.spooled)
             if stats.submitted != sum(ends) or min(ends) < 0:
                 wrong.append(stats)
 

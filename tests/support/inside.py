@@ -9,6 +9,7 @@ from typing import Any
 
 from lorc_eventlog import EventWriter
 from lorc_eventlog.delivery.dispatcher import Dispatcher
+from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.spooled_queue import SpooledQueue
 from lorc_eventlog.events.row import Row
@@ -16,7 +17,9 @@ from lorc_eventlog.lifecycle.locks import Lock
 
 
 def dispatcher_of(writer: EventWriter) -> Dispatcher:
-    return writer._dispatchers.current
+    dispatcher = writer._dispatchers.current
+    assert isinstance(dispatcher, Dispatcher)
+    return dispatcher
 
 
 def queue_of(writer: EventWriter) -> DeliveryQueue:
@@ -72,5 +75,7 @@ def waiting_callers(writer: EventWriter) -> int:
 
 
 def client_of(writer: EventWriter) -> Any:
-    transport = writer._dispatchers._transport
+    dispatchers = writer._dispatchers
+    assert isinstance(dispatchers, Dispatchers)
+    transport = dispatchers._transport
     return transport and transport._client

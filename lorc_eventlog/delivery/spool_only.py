@@ -1,0 +1,269 @@
+"""Applications that only write to disk: the log call appends a line, and another process delivers.
+
+There is no sender, no client and no connection, so that there is nothing that a fork, a greenlet,
+a late import or a short life could break.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.delivery.report import DROP_INTERVAL, count_of
+from lorc_eventlog.delivery.settlement import WriterStats
+from lorc_eventlog.diagnostics import Notes, Throttle
+from lorc_eventlog.events.row import Row, finish
+from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle.locks import Lock
+from lorc_eventlog.spool.directory import Access
+from lorc_eventlog.spool.format import encode_line
+from lorc_eventlog.spool.shipped import SegmentAppender
+
+if TYPE_CHECKING:
+    from lorc_eventlog.delivery.options import WriterOptions
+
+POLL_SECONDS = 0.1
+"""Seconds between two tries of a call that waits for the disk (``overflow="block"``)."""
+
+LOOK_FOR_SHIPPER_SECONDS = 60.0
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""What ``overflow="block"`` waits for: a full disk, a full quota, ``spool_max_bytes``."""
+
+
+class SpoolOnly:
+    """Takes rows as a dispatcher does, and appends each to a segment.
+
+    Threads: everything runs on the caller's. Lock: ``_lock`` guards the appender and the counters.
+    It is held over a write to the disk, which every other call would wait for, too; never while a
+    call waits for room, over a message or a fork.
+
+    Args:
+        path: The spool directory.
+        access: Who may write to it.
+        table: The table that the events belong into.
+        max_bytes: How large the segments of this process may be together.
+        durable: Whether a call waits until its event is on the disk itself.
+        blocks: Whether a call waits for room when the disk is full.
+        notes: Takes what is to be reported.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        access: Access,
+        table: str,
+        max_bytes: int,
+        durable: bool,
+        blocks: bool,
+        notes: Notes,
+    ) -> None:
+        self.inbox = NoInbox()
+        self._path = path
+        self._blocks = blocks
+        self._notes = notes
+        self._lock = Lock()
+        self._appender = SegmentAppender(
+            path,
+            access=access,
+            table=table,
+            max_bytes=max_bytes,
+            durable=durable,
+            notes=notes,
+        )
+        self._spooled = 0
+        self._dropped = 0
+        self._dropped_unsaid = 0
+        self._last_error: str | None = None
+        self._drops = Throttle(DROP_INTERVAL)
+        self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether gevent or eventlet came later."""
+        return self._lock.is_stale
+
+    def submit(self, row: Row) -> None:
+        """Append ``row``; what the disk refuses is dropped, or waited for."""
+        line = encode_line(finish(row))
+        while True:
+            error = self._lock.run(self._append, line)
+            if error is None:
+                break
+            if not (self._blocks and error.errno in _NO_ROOM):
+                self._lock.run(self._drop, error)
+                break
+            self._say()
+            time.sleep(POLL_SECONDS)
+        if time.monotonic() >= self._look_for_shipper_at:
+            self._look_for_shipper()
+        self._say()
+
+    def _append(self, line: bytes) -> OSError | None:
+        try:
+            self._appender.append(line, time.monotonic())
+        except OSError as error:
+            return error
+        self._spooled += 1
+        return None
+
+    def _drop(self, error: OSError) -> None:
+        self._dropped += 1
+        self._dropped_unsaid += 1
+        self._last_error = error.strerror or type(error).__name__
+        if self._drops.lets_through(time.monotonic()):
+            count, self._dropped_unsaid = self._dropped_unsaid, 0
+            self._notes.note(
+                logging.WARNING,
+                "lost %s: the spool directory %s does not take them: %s",
+                count_of(count), self._path, self._last_error,
+            )  # fmt: skip
+
+    def _look_for_shipper(self) -> None:
+        """Warn if nobody delivers what is written here."""
+        self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
+        if self._lock.run(self._appender.is_shipped):
+            return
+        self._notes.note(
+            logging.WARNING,
+            "no process delivers the events in %s: run `lorc-eventlog ship %s`",
+            self._path, self._path,
+        )  # fmt: skip
+
+    def _say(self) -> None:
+        if self._notes:
+            self._notes.say()
+
+    def notice(self) -> None:
+        """Do nothing: there is no inbox."""
+
+    def flush(self, deadline: float | None = None) -> bool:  # noqa: ARG002  the disk decides
+        """Force everything to the disk; whether it is there, and nothing was dropped."""
+        dropped = self._dropped
+        error = self._lock.run(self._force)
+        if error is not None:
+            self._notes.note(
+                logging.ERROR, "spool %s cannot be forced to the disk: %s", self._path, error
+            )
+        self._say()
+        return error is None and not dropped
+
+    def _force(self) -> str | None:
+        try:
+            self._appender.force()
+            self._appender.close_if_idle(time.monotonic())
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        return None
+
+    def drain(self, deadline: float | None) -> bool:
+        """Return False: a shipper delivers what is there."""
+        del deadline
+        return False
+
+    def stats(self) -> WriterStats:
+        """Return the counters, all taken at one moment."""
+        return self._lock.run(self._count)
+
+    def _count(self) -> WriterStats:
+        return WriterStats(
+            submitted=self._spooled + self._dropped,
+            delivered=0,
+            rejected=0,
+            dropped=self._dropped,
+            retries=0,
+            buffered=0,
+            spooled=self._spooled,
+            last_error=self._last_error,
+        )
+
+    def close(self) -> None:
+        """Give the segment up, so that a shipper can delete it; later events begin another."""
+        self._lock.run(self._appender.close_segment)
+
+    def abandon(self) -> None:
+        """Leave the segment to the parent: called in the child of a fork."""
+        self._appender.abandon()
+
+
+class SpoolOnlyDelivery:
+    """Stands for :class:`~lorc_eventlog.delivery.dispatchers.Dispatchers` with ``spool_only``.
+
+    Args:
+        options: What the writer is told.
+    """
+
+    def __init__(self, options: WriterOptions) -> None:
+        self.current: SpoolOnly
+        """Takes new rows; there is none before :meth:`begin`."""
+        self._options = options
+        self._lock = Lock()
+        self._table: str | None = None
+        fork.register(self)
+
+    def begin(self) -> None:
+        """Find the table that events are written for.
+
+        Raises:
+            RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
+        """
+        if self._table is None:
+            self._lock.run(self._begin)
+
+    def _begin(self) -> None:
+        if self._table is None:
+            table = events_table()
+            self.current = self._make(table)
+            self._table = table
+
+    def all(self) -> list[SpoolOnly]:
+        """Return the one that takes rows, if there is one yet."""
+        fork.restart_if_forked()
+        return [] if self._table is None else [self.current]
+
+    def ready(self) -> SpoolOnly:
+        """Return the one that takes new rows, whose lock works."""
+        current = self.current
+        return self._lock.run(self._replace, current) if current.is_stale else current
+
+    def _replace(self, stale: SpoolOnly) -> SpoolOnly:
+        if self.current is stale:
+            self.current = self._make(self._table or "")
+            stale.close()
+        return self.current
+
+    def restart_in_child(self) -> None:
+        """Begin a segment of the child's own with its first event."""
+        self._lock = Lock()
+        if self._table is not None:
+            of_parent = self.current
+            self.current = self._make(self._table)
+            of_parent.abandon()
+
+    def _make(self, table: str) -> SpoolOnly:
+        options = self._options
+        return SpoolOnly(
+            Path(os.path.abspath(options.spool_dir or "")),  # noqa: PTH100
+            access=Access.GROUP if options.spool_mode == "group" else Access.OWNER,
+            table=table,
+            max_bytes=options.spool_max_bytes,
+            durable=options.spool_sync == "full",
+            blocks=options.overflow == "block",
+            notes=Notes(),
+        )
+
+
+class NoInbox:
+    """Sends every log call to :meth:`SpoolOnly.submit`."""
+
+    limit = 0
+
+    def __init__(self) -> None:
+        self.rows: deque[Row] = deque()
