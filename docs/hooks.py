@@ -14,7 +14,7 @@ INTRODUCTION = """\
 
 The files of the directory `examples`. Each says in its first lines how to run it, and each runs in
 the tests."""
-LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml"}
+LANGUAGES = {".json": "json", ".py": "python", ".service": "ini", ".yaml": "yaml"}
 
 _LINK = re.compile(r"\]\(\.\./examples/?([\w.]*)\)")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")

@@ -18,6 +18,7 @@ from lorc_eventlog.cli.create_table import create_table
 from lorc_eventlog.cli.emit import emit
 from lorc_eventlog.cli.output import Trouble
 from lorc_eventlog.cli.query import client_errors, not_understood, what_failed
+from lorc_eventlog.cli.ship import ship
 from lorc_eventlog.cli.spool import spool
 from lorc_eventlog.cli.tail import tail
 
@@ -65,5 +66,6 @@ def commands() -> None:
 commands.add_command(check)
 commands.add_command(create_table)
 commands.add_command(emit)
+commands.add_command(ship)
 commands.add_command(spool)
 commands.add_command(tail)

@@ -356,6 +356,7 @@ NOT_RUN = {
     "python -m benchmarks.tricks": "is for an idle machine",
     "gunicorn": "does not end; test_frameworks.py runs it",
     "python examples/emulator.py": "does not end; the tests run it",
+    "lorc-eventlog ship": "does not end; test_ship.py runs it",
 }
 """How commands begin that are not run here, and why."""
 

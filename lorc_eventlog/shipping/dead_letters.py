@@ -1,0 +1,70 @@
+"""The file of dead letters: what BigQuery refused, for a person to read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from lorc_eventlog.spool.directory import force_to_disk
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.envelope import Envelope
+    from lorc_eventlog.events.row import Row
+
+FILE_NAME = "dead-letters.jsonl"
+"""Where dead letters go unless a file is named: in the spool directory."""
+
+
+class DeadLetterFile:
+    """Appends a JSON line for each event that BigQuery will never take.
+
+    The line is on the disk before the event is erased from the spool. It holds the whole event, so
+    that the file is readable by its owner alone.
+
+    Args:
+        path: The file; made with mode 0600 if it is not there.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._written: set[str] = set()
+        self._descriptor = os.open(path, flags, 0o600)
+        os.fchmod(self._descriptor, 0o600)
+
+    def append(self, envelope: Envelope, reason: str) -> None:
+        """Write one dead letter and force it to the disk.
+
+        Raises:
+            OSError: The disk refuses it.
+        """
+        letter = {
+            "rejected_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "reason": reason,
+            "event": envelope,
+        }
+        line = orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE)
+        size = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, line) < len(line):
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        force_to_disk(self._descriptor)
+        self._written.add(envelope["event_id"])
+
+    def take(self, row: Row) -> bool:
+        """Whether the letter of ``row`` was written; it is asked for once."""
+        was_written = row["event_id"] in self._written
+        self._written.discard(row["event_id"])
+        return was_written
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

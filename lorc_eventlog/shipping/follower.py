@@ -1,0 +1,279 @@
+"""Reads what living and dead processes append to a spool directory, and erases what is delivered.
+
+The follower takes each segment from its first line to its last line break, and the segments of a
+process in their order. A process that still appends holds the lock of its segment, so the follower
+never truncates; it blanks lines, and deletes a segment only when nobody has it locked and it holds
+nothing but blanks.
+
+Everything in the directory is untrusted: another process, or another user, may have written it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from lorc_eventlog.diagnostics import Notes, escaped
+from lorc_eventlog.shipping.ledger import Run
+from lorc_eventlog.shipping.report import FollowerReport
+from lorc_eventlog.shipping.segment import Segment
+from lorc_eventlog.spool.directory import UntrustedError
+from lorc_eventlog.spool.shipped import DRAFT_PREFIX, SUFFIX, LaterVersionError
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.row import Row
+    from lorc_eventlog.shipping.lines import Lines
+    from lorc_eventlog.spool.directory import Directory
+
+MAX_OPEN = 256
+"""Segments of which events are held at a time: each takes a file descriptor."""
+
+DAMAGED_SUFFIX = ".damaged"
+
+
+class Place(NamedTuple):
+    """Where an event is on disk, line break included."""
+
+    segment: Segment
+    start: int
+    end: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Name the line for as long as the spool holds it."""
+        return (self.segment.name, self.start)
+
+
+class Found(NamedTuple):
+    """What a follower knows of its directory: any thread may ask."""
+
+    unread_bytes: int
+    """How much is not read yet."""
+    oldest: float | None
+    """When the process began to write the oldest segment that waits, in seconds since the epoch."""
+    is_empty: bool
+    """Whether nothing waits and no process has a segment open."""
+
+
+class Follower:
+    """Follows the segments of one table in one directory.
+
+    Not thread-safe: its owner's lock guards every call.
+
+    Args:
+        directory: The spool directory.
+        lines: Erases lines of the spool.
+        table: The table whose events are taken; those of others are reported and left alone.
+        notes: Takes what is to be reported.
+    """
+
+    def __init__(self, directory: Directory, lines: Lines, table: str, notes: Notes) -> None:
+        self.found = Found(0, None, is_empty=True)
+        """What the last look and the last read found."""
+        self._directory = directory
+        self._lines = lines
+        self._table = table
+        self._report = FollowerReport(directory.path, notes)
+        self._segments: dict[str, Segment] = {}
+        self._ignored: set[str] = set()
+        self._unread: dict[str, deque[Segment]] = {}
+        """By process, the segments that hold something to read, the oldest first."""
+        self._turns: deque[str] = deque()
+        """Processes whose segments are read next; each goes to the end after its turn."""
+        self._places: dict[int, Place] = {}
+        """By the identity of the row: the same event may be in the directory twice."""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether :meth:`read` may find something."""
+        return bool(self._turns)
+
+    def look(self) -> None:
+        """Look at the directory: what is new, what has grown, and what can be deleted."""
+        try:
+            names = [name for name in self._directory.names() if name.endswith(SUFFIX)]
+        except OSError as error:
+            self._report.trouble("it cannot be searched", error)
+            return
+        for name in self._segments.keys() - set(names):
+            self._forget(self._segments[name])
+        for name in names:
+            if name.startswith(DRAFT_PREFIX):
+                _remove_draft(self._directory, name)
+            elif name not in self._ignored:
+                self._look_at(name)
+        self._tell()
+
+    def _look_at(self, name: str) -> None:
+        segment = self._segments.get(name)
+        try:
+            if segment is None:
+                segment = Segment(self._directory, name)
+                if not self._is_ours(segment):
+                    return
+                self._segments[name] = segment
+            segment.look()
+        except UntrustedError as error:
+            self._ignore(name, str(error.strerror))
+        except FileNotFoundError:
+            pass  # deleted since the look, which the next one will see
+        except OSError as error:
+            self._report.trouble(f"{escaped(name)} cannot be read", error)
+        else:
+            if segment.is_done:
+                self._discard(segment)
+            elif not segment.is_read:
+                self._wait_for_turn(segment)
+
+    def _is_ours(self, segment: Segment) -> bool:
+        try:
+            table = segment.table()
+        except LaterVersionError:
+            why = "a later version of lorc_eventlog wrote it: ship with that version"
+            self._ignore(segment.name, why)
+            return False
+        if table is None:  # a loss of power left it so
+            if segment.give_up():
+                self._discard(segment)
+            return False
+        if table != self._table:
+            why = f"its events belong to {escaped(table)}, and this shipper delivers {self._table}"
+            self._ignore(segment.name, why)
+            return False
+        return True
+
+    def _wait_for_turn(self, segment: Segment) -> None:
+        """Queue a segment that has something to read behind the older ones of its process."""
+        segments = self._unread.get(segment.process)
+        if segments is None:
+            self._unread[segment.process] = deque([segment])
+            self._turns.append(segment.process)
+        elif segment not in segments:
+            segments.append(segment)
+
+    def read(self, limit: int) -> list[Row]:
+        """Read at most ``limit`` events: each process's in their order, and every process in turn.
+
+        Bounded: it reads at most a mebibyte of each segment that has its turn, or one line.
+        """
+        rows: list[Row] = []
+        held = sum(segment.is_open for segment in self._segments.values())
+        for _ in range(len(self._turns)):
+            if len(rows) >= limit or held >= MAX_OPEN:
+                break
+            process = self._turns.popleft()
+            segments = self._unread[process]
+            segment = segments[0]
+            try:
+                for row, start, end in segment.read(limit - len(rows)):
+                    self._places[id(row)] = Place(segment, start, end)
+                    rows.append(row)
+                held += segment.is_open
+                if segment.is_read and len(segments) > 1:
+                    segment.measure()  # its process has begun the next one: it is complete now
+            except OSError as error:  # it has its turn again after the next look
+                self._report.trouble(f"{escaped(segment.name)} cannot be read", error)
+                segments.popleft()
+            else:
+                if segment.is_read:
+                    segments.popleft()
+            if segments:
+                self._turns.append(process)
+            else:
+                del self._unread[process]
+        self._tell()
+        return rows
+
+    def place_of(self, row: Row) -> Place:
+        """Return where a row that is held stands."""
+        return self._places[id(row)]
+
+    def acknowledge(self, rows: Iterable[Row]) -> None:
+        """Erase ``rows`` from the disk: BigQuery has them, or a dead letter keeps them."""
+        places = self._take_out(rows)
+        for run in runs_of(places):
+            try:
+                self._lines.erase([run])
+            except OSError as error:
+                self._report.trouble(
+                    "delivered events cannot be erased, and may be sent again", error
+                )
+        self._let_go(places)
+
+    def release(self, rows: Iterable[Row]) -> None:
+        """Forget ``rows``, which somebody else erases."""
+        self._let_go(self._take_out(rows))
+
+    def leave(self, rows: Iterable[Row]) -> None:
+        """Leave ``rows`` in the spool, where the next shipper finds them."""
+        places = self._take_out(rows)
+        for place in places:
+            place.segment.is_left = True
+        self._let_go(places)
+
+    def _take_out(self, rows: Iterable[Row]) -> list[Place]:
+        return [self._places.pop(id(row)) for row in rows]
+
+    def _let_go(self, places: Iterable[Place]) -> None:
+        segments = {}
+        for place in places:
+            place.segment.held -= 1
+            segments[id(place.segment)] = place.segment
+        for segment in segments.values():
+            segment.close_if_unused()
+            if segment.is_done:
+                self._discard(segment)
+
+    def _tell(self) -> None:
+        waiting = [segment for segment in self._segments.values() if segment.waits]
+        self.found = Found(
+            unread_bytes=sum(segment.size - segment.read_to for segment in waiting),
+            oldest=min((segment.began for segment in waiting), default=None),
+            is_empty=not self._segments,
+        )
+
+    def _discard(self, segment: Segment) -> None:
+        """Delete a segment in which nothing waits, or set it aside if some of it is damaged."""
+        try:
+            if segment.damaged_bytes:
+                self._directory.rename(segment.name, segment.name + DAMAGED_SUFFIX)
+                self._report.set_aside(segment.name, segment.damaged_bytes)
+            else:
+                self._directory.unlink(segment.name)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._report.trouble(f"{escaped(segment.name)}, which is delivered, stays", error)
+            return
+        self._forget(segment)
+
+    def _ignore(self, name: str, why: str) -> None:
+        self._ignored.add(name)
+        self._report.left_alone(name, why)
+
+    def _forget(self, segment: Segment) -> None:
+        self._segments.pop(segment.name, None)
+
+
+def runs_of(places: Iterable[Place]) -> tuple[Run, ...]:
+    """Return the runs that the lines at ``places`` are, neighbours merged."""
+    runs: list[Run] = []
+    for segment, start, end in places:
+        if runs and runs[-1].segment == segment.name and runs[-1].end == start:
+            runs[-1] = Run(segment.name, runs[-1].start, end)
+        else:
+            runs.append(Run(segment.name, start, end))
+    return tuple(runs)
+
+
+def _remove_draft(directory: Directory, name: str) -> None:
+    """Delete a segment that was never finished: its process was killed, or its disk full."""
+    with contextlib.suppress(OSError):
+        file = directory.open_file(name)
+        try:
+            if file.try_lock():
+                directory.unlink(name)
+        finally:
+            file.close()

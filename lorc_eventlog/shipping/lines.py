@@ -1,0 +1,75 @@
+"""Reads and erases lines of the spool by where they stand: the ledger names them so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.spool.format import BLANK, find_rows
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.row import Row
+    from lorc_eventlog.shipping.ledger import Run
+    from lorc_eventlog.spool.directory import Directory
+
+ERASED_BYTES = 2**20
+"""The most that is blanked at once: a longer blank line would pass for damage."""
+
+
+class Lines:
+    """The lines of all segments of a directory. Not thread-safe: the thread that sends owns it.
+
+    A segment that is gone was deleted because nothing in it waited.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def read(self, runs: Iterable[Run]) -> list[tuple[tuple[str, int], Row]]:
+        """Read the rows in ``runs`` that are still there, each with its segment and offset."""
+        rows: list[tuple[tuple[str, int], Row]] = []
+        for run in runs:
+            with contextlib.suppress(FileNotFoundError):
+                file = self._directory.open_file(run.segment)
+                try:
+                    data = file.read(run.end - run.start, run.start)
+                finally:
+                    file.close()
+                start = run.start
+                for line in data.split(b"\n"):
+                    found, _ = find_rows(line)
+                    rows += [((run.segment, start + begin), row) for begin, _, row in found]
+                    start += len(line) + 1
+        return rows
+
+    def erase(self, runs: Iterable[Run]) -> set[str]:
+        """Overwrite ``runs`` with blanks; return the names of the segments that they are in."""
+        names = set()
+        for run in runs:
+            names.add(run.segment)
+            with contextlib.suppress(FileNotFoundError):
+                file = self._directory.open_file(run.segment)
+                try:
+                    for start in range(run.start, run.end, ERASED_BYTES):
+                        end = min(start + ERASED_BYTES, run.end)
+                        file.write(BLANK * (end - start - 1) + b"\n", start)
+                finally:
+                    file.close()
+        return names
+
+    def force(self, names: Iterable[str]) -> None:
+        """Force what was erased in these segments to the disk, and that they are deleted."""
+        is_any_gone = False
+        for name in names:
+            try:
+                file = self._directory.open_file(name)
+            except FileNotFoundError:
+                is_any_gone = True
+                continue
+            try:
+                file.force()
+            finally:
+                file.close()
+        if is_any_gone:
+            self._directory.force()

@@ -1,0 +1,49 @@
+"""What a follower reports about its directory. Nothing of an event is in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from lorc_eventlog.diagnostics import Notes, Throttle, escaped
+
+TROUBLE_INTERVAL = 60.0
+"""Seconds between two messages about trouble of one kind."""
+
+
+class FollowerReport:
+    """Notes the messages.
+
+    Args:
+        directory: The spool directory.
+        notes: Takes the messages.
+    """
+
+    def __init__(self, directory: Path, notes: Notes) -> None:
+        self._directory = escaped(str(directory))
+        self._notes = notes
+        self._troubles = Throttle(TROUBLE_INTERVAL)
+
+    def trouble(self, what: str, error: OSError) -> None:
+        """The disk refuses something, which is tried again."""
+        if self._troubles.lets_through(time.monotonic(), what):
+            why = error.strerror or type(error).__name__
+            self._notes.note(logging.ERROR, "spool %s: %s: %s", self._directory, what, why)
+
+    def left_alone(self, name: str, why: str) -> None:
+        """A segment is not ours to touch."""
+        self._notes.note(
+            logging.WARNING,
+            "spool %s: %s is left alone: %s",
+            self._directory, escaped(name), why,
+        )  # fmt: skip
+
+    def set_aside(self, name: str, damaged_bytes: int) -> None:
+        """A segment is delivered, and holds damage besides."""
+        self._notes.note(
+            logging.ERROR,
+            "spool %s: %d bytes of %s are damaged; it is set aside with the suffix .damaged, and "
+            "everything else in it is delivered",
+            self._directory, damaged_bytes, escaped(name),
+        )  # fmt: skip

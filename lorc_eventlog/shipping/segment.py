@@ -1,0 +1,167 @@
+"""One file of events that a process appends, or appended, and that the shipper reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.spool.format import MAX_LINE_BYTES, decode_line, find_rows
+from lorc_eventlog.spool.shipped import table_of
+
+if TYPE_CHECKING:
+    from lorc_eventlog.events.row import Row
+    from lorc_eventlog.spool.directory import Directory, File
+
+READ_BYTES = 2**20
+"""The most that one step reads, so that many segments get their turn."""
+
+HEADER_BYTES = 4096
+"""The most that a header takes."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """What the shipper knows of one file, and the only code that touches it.
+
+    Its methods raise ``OSError``. The file is open while it is read and while events of it are
+    held, that is, were read and are not yet erased.
+    """
+
+    directory: Directory
+    name: str
+    size: int = 0
+    """How large it was at the last look."""
+    read_to: int = 0
+    """Everything before this offset is damaged, delivered, or held."""
+    held: int = 0
+    is_abandoned: bool = False
+    """Whether no process writes to it any more. That never changes back."""
+    damaged_bytes: int = 0
+    is_left: bool = False
+    """Whether it stays, although all in it was read: the next shipper takes it."""
+    _is_in_line: bool = False
+    """Whether a line is at the end that is being written, or was when its process was killed."""
+    _is_in_damage: bool = False
+    """Whether ``read_to`` is inside a line that is too long to be an event."""
+    _file: File | None = None
+
+    @property
+    def process(self) -> str:
+        """What tells its process from others: when it began to write, and its number."""
+        return "-".join(self.name.split("-")[:2])
+
+    @property
+    def began(self) -> float:
+        """When its process began to write segments, in seconds since the epoch."""
+        nanoseconds = self.name.partition("-")[0]
+        return int(nanoseconds) / 1e9 if nanoseconds.isdecimal() else 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether something in it is not delivered."""
+        return self.held > 0 or not self.is_read
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all that was in it at the last look is read."""
+        return self.read_to >= self.size
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing in it waits and nothing will be added to it."""
+        return self.is_abandoned and self.is_read and not self.held and not self.is_left
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes a file descriptor."""
+        return self._file is not None
+
+    def table(self) -> str | None:
+        """Return the table that the header names, and go to the first event; None if it is damaged.
+
+        Raises:
+            LaterVersionError: A later version of this package wrote the file.
+        """
+        header, line_break, _ = self._open().read(HEADER_BYTES, 0).partition(b"\n")
+        self.close_if_unused()
+        self.read_to = len(header) + 1
+        return table_of(decode_line(header)) if line_break else None
+
+    def give_up(self) -> bool:
+        """Count all of it as damaged, if no process writes to it any more; whether that is so."""
+        self.is_abandoned = self._open().try_lock()
+        self.close_if_unused()
+        self.size = self.read_to = self.damaged_bytes = self.directory.size(self.name)
+        return self.is_abandoned
+
+    def look(self) -> None:
+        """Look how large it is and, if all of it is read, whether its process is done with it."""
+        self.measure()
+        if (self.is_read or self._is_in_line) and not self.is_abandoned:
+            try:
+                # A process never locks a segment again, so that it is free for good.
+                self.is_abandoned = self._open().try_lock()
+            finally:
+                self.close_if_unused()
+            # Its process may have written more since, and then given up the lock.
+            self.measure()
+
+    def measure(self) -> None:
+        """Look how large it is."""
+        self.size = max(self.directory.size(self.name), self.read_to)
+
+    def read(self, limit: int) -> list[tuple[Row, int, int]]:
+        """Read at most ``limit`` events, and where each begins and ends, line break included."""
+        try:
+            data = self._next_lines()
+            events: list[tuple[Row, int, int]] = []
+            while data and len(events) < limit:
+                line, _, data = data.partition(b"\n")
+                found, damaged_bytes = find_rows(line)
+                events += [(row, self.read_to + a, self.read_to + b) for a, b, row in found]
+                self.damaged_bytes += damaged_bytes
+                self.read_to += len(line) + 1
+            self.held += len(events)
+            return events
+        finally:
+            self.close_if_unused()
+
+    def _next_lines(self) -> bytes:
+        file = self._open()
+        length = READ_BYTES
+        data = file.read(length, self.read_to)
+        while not self._is_in_damage and b"\n" not in data and len(data) == length:
+            if length > MAX_LINE_BYTES:
+                self._is_in_damage = True
+            length *= 2
+            data = file.read(length, self.read_to)
+        end = data.rfind(b"\n") + 1
+        if self._is_in_damage:
+            return self._skip(data, is_last=len(data) < length)
+        if self.is_abandoned and self.read_to + len(data) >= self.size:
+            return data  # nobody will end the last line, which may lack only its line break
+        self._is_in_line = not end
+        if not end:
+            self.size = self.read_to  # until the next look
+        return data[:end]
+
+    def _skip(self, data: bytes, *, is_last: bool) -> bytes:
+        """Skip what is left of a line that is too long, or as much of it as ``data`` is."""
+        end = data.find(b"\n") + 1
+        self._is_in_damage = not end and not is_last
+        skipped = end or len(data)
+        self.damaged_bytes += skipped
+        self.read_to += skipped
+        return b""
+
+    def _open(self) -> File:
+        if self._file is None:
+            # Not in append mode, in which Linux appends whatever the offset of pwrite says.
+            self._file = self.directory.open_file(self.name)
+        return self._file
+
+    def close_if_unused(self) -> None:
+        """Close the file unless events of it are held."""
+        if self._file is not None and not self.held:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,211 @@
+"""The shipper: its parts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
+from lorc_eventlog.delivery.dispatcher import Dispatcher
+from lorc_eventlog.delivery.report import Report
+from lorc_eventlog.delivery.senders import MAX_SENDERS
+from lorc_eventlog.diagnostics import Notes, Throttle, escaped, logger
+from lorc_eventlog.shipping.dead_letters import FILE_NAME, DeadLetterFile
+from lorc_eventlog.shipping.follower import Follower
+from lorc_eventlog.shipping.lines import Lines
+from lorc_eventlog.shipping.lock import take_lock
+from lorc_eventlog.shipping.shipping_queue import Recorder, ShippingQueue
+from lorc_eventlog.spool.directory import Directory
+from lorc_eventlog.spool.shipped import ledger_name
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client
+
+    from lorc_eventlog.bigquery.transport import Transport
+    from lorc_eventlog.events.envelope import Envelope
+
+CAPACITY = 20_000
+"""Events in memory: enough for eight requests on their way and as many behind them."""
+
+CAPACITY_BYTES = 64 * 2**20
+
+GATHER_SECONDS = 0.05
+"""Events are sent this long after they were read, although they are no full batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a shipper is told; the command line says what each means."""
+
+    directory: Path
+    table: str
+    interval: float = 1.0
+    batch_rows: int = 500
+    dead_letters: Path | None = None
+    transport: str = "rest"
+    exactly_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shipper is."""
+
+    delivered: int
+    rejected: int
+    retries: int
+    waiting: int
+    """Events in memory, on their way included."""
+    waiting_bytes: int
+    """Bytes of the spool that are not read yet."""
+    oldest: float | None
+    """When the process began to write the oldest segment that waits, in seconds since the epoch."""
+    last_success: float | None
+    """When BigQuery last stored events, in seconds since the epoch."""
+    last_error: str | None
+    is_settled: bool
+    """Whether nothing is in memory and everything that was read is erased."""
+    is_empty: bool
+    """Whether, besides, the directory holds nothing and no process writes to it."""
+
+
+class Shipper:
+    """Delivers what all processes of a machine write to one directory for one table.
+
+    Threads: the one that calls waits and looks; the dispatcher's senders do the work.
+
+    Args:
+        settings: What to do.
+        client: A BigQuery client for REST; None makes one on first use.
+
+    Raises:
+        AnotherShipperError: Another process ships from there.
+        OSError: The directory cannot be opened, or is not safe; the message says what to do.
+    """
+
+    def __init__(self, settings: Settings, client: Client | None = None) -> None:
+        self._settings = settings
+        self._directory = Directory(settings.directory, access=None, create=True)
+        self._lock_file = take_lock(self._directory, settings.table)
+        self._dead_letters = DeadLetterFile(settings.dead_letters or settings.directory / FILE_NAME)
+        self._is_ending = threading.Event()
+        self._troubles = Throttle(60.0)
+        self._last_success: float | None = None
+        self._delivered = 0
+        notes = Notes()
+        lines = Lines(self._directory)
+        self._follower = Follower(self._directory, lines, settings.table, notes)
+        transport, recorder = self._make_transport(client, lines, notes)
+        self._queue = ShippingQueue(
+            self._follower,
+            is_kept=self._dead_letters.take,
+            interval=settings.interval,
+            recorder=recorder,
+            batch_rows=settings.batch_rows,
+            flush_interval=min(GATHER_SECONDS, settings.interval),
+            capacity=max(CAPACITY, 2 * settings.batch_rows),
+            capacity_bytes=CAPACITY_BYTES,
+            limits=transport.limits,
+        )
+        spool_dir = str(settings.directory)
+        self._dispatcher = Dispatcher(
+            self._queue,
+            transport,
+            Report(notes, full="", spool_dir=spool_dir),
+            flush_interval=min(GATHER_SECONDS, settings.interval),
+            blocks=False,
+            close_timeout=0.0,
+            on_dead_letter=self._keep_dead_letter,
+            most_senders=1 if settings.exactly_once else MAX_SENDERS,
+        )
+
+    def _make_transport(
+        self, client: Client | None, lines: Lines, notes: Notes
+    ) -> tuple[Transport, Recorder | None]:
+        settings = self._settings
+        if settings.transport == "rest":
+            return InsertAllTransport(client, settings.table), None
+        # Only now, because it loads gRPC.
+        if not settings.exactly_once:
+            from lorc_eventlog.bigquery.storage_write import StorageWriteTransport
+
+            return StorageWriteTransport(settings.table), None
+        from lorc_eventlog.bigquery.storage_stream import StreamClient
+        from lorc_eventlog.shipping.books import Books
+        from lorc_eventlog.shipping.exactly_once import ExactlyOnceTransport
+        from lorc_eventlog.shipping.ledger import Ledger
+
+        transport = ExactlyOnceTransport(
+            settings.table,
+            client=StreamClient(),
+            follower=self._follower,
+            books=Books(Ledger(self._directory, ledger_name(settings.table)), lines),
+            notes=notes,
+        )
+        return transport, transport
+
+    def _keep_dead_letter(self, envelope: Envelope, reason: str) -> None:
+        """Write a dead letter; wait for a disk that does not take it."""
+        while True:
+            try:
+                self._dead_letters.append(envelope, reason)
+            except OSError as error:
+                if self._troubles.lets_through(time.monotonic()):
+                    logger.error(  # noqa: TRY400  the disk's words say it all
+                        "%s takes no dead letters; event %s waits: %s",
+                        self._dead_letters.path, envelope["event_id"], error.strerror,
+                    )  # fmt: skip
+                if self._is_ending.wait(1.0):
+                    raise
+            else:
+                logger.error(
+                    "event %s (%s) is rejected and kept in %s: %s",
+                    envelope["event_id"], escaped(envelope["event_type"]),
+                    self._dead_letters.path, reason,
+                )  # fmt: skip
+                return
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        self._dispatcher.notice()
+
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        stats = self._dispatcher.stats()
+        found = self._follower.found
+        if stats.delivered > self._delivered:
+            self._delivered, self._last_success = stats.delivered, time.time()
+        return Progress(
+            delivered=stats.delivered,
+            rejected=stats.rejected,
+            retries=stats.retries,
+            waiting=stats.buffered,
+            waiting_bytes=found.unread_bytes,
+            oldest=found.oldest,
+            last_success=self._last_success,
+            last_error=stats.last_error,
+            is_settled=self._queue.is_settled,
+            is_empty=self._queue.is_settled and self._queue.looks > 0 and found.is_empty,
+        )
+
+    def stop_reading(self) -> None:
+        """Take nothing more from the directory; what is in memory is still delivered."""
+        self._queue.is_reading = False
+        self._is_ending.set()
+
+    def wait_until(self, condition: Callable[[Progress], bool], timeout: float) -> bool:
+        """Wait until ``condition`` holds of the progress; False if ``timeout`` comes first."""
+        deadline = time.monotonic() + timeout
+        while not condition(self.progress()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def close(self) -> None:
+        """Give up the directory: another process may ship. What is in memory stays on disk."""
+        self._lock_file.close()
+        self._dead_letters.close()

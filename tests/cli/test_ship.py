@@ -1,0 +1,213 @@
+"""`lorc-eventlog ship`, as people run it: a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from harness import environment, eventually, make_event
+from lorc_eventlog import EventWriter
+from lorc_eventlog.shipping.metrics import text_of
+from lorc_eventlog.shipping.service import Progress
+from scripted_bigquery import ScriptedBigQuery, status
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@contextmanager
+def running(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorc_eventlog", "ship", path, "--interval", "0.05", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, said = process.communicate(timeout=60)
+    assert out == ""
+    assert "Traceback" not in said
+    return process.returncode, said
+
+
+def write(path: Path, numbers: range) -> EventWriter:
+    writer = EventWriter(spool_dir=path, spool_only=True)
+    for number in numbers:
+        writer.submit(make_event(number))
+    return writer
+
+
+def numbers_in(server: ScriptedBigQuery) -> list[int]:
+    return sorted(event["payload"]["number"] for event in server.events())
+
+
+def test_until_empty_delivers_everything_and_ends(scripted: ScriptedBigQuery, path: Path) -> None:
+    write(path, range(300)).close()
+    with running(path, "--until-empty") as process:
+        code, said = finish(process)
+    assert code == 0, said
+    assert "300 events delivered, 0 rejected, 0 on their way" in said
+    assert numbers_in(scripted) == [*range(300)]
+    assert list(path.glob("*.ship")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_good_order(
+    scripted: ScriptedBigQuery, path: Path, number: signal.Signals
+) -> None:
+    writer = write(path, range(50))
+    with running(path) as process:
+        eventually(lambda: len(scripted.events()) == 50, 30)
+        process.send_signal(number)
+        code, said = finish(process)
+    assert code == 0, said
+    writer.close()
+
+
+def test_in_an_outage_a_signal_ends_it_within_its_time_and_the_disk_keeps_all(
+    scripted: ScriptedBigQuery, path: Path
+) -> None:
+    scripted.script(*[status(503)] * 500)
+    write(path, range(50)).close()
+    with running(path, "--term-timeout", "0.5") as process:
+        eventually(lambda: scripted.requests, 30)
+        process.terminate()
+        code, said = finish(process)
+    assert code == 0
+    assert "BigQuery is not accepting events" in said
+    assert "are sent again next time" in said
+    scripted.script()
+    assert len(list(path.glob("*.ship"))) == 1
+
+
+def test_on_term_drain_goes_on_until_no_process_writes_any_more(
+    scripted: ScriptedBigQuery, path: Path
+) -> None:
+    writer = write(path, range(10))
+    with running(path, "--on-term", "drain") as process:
+        eventually(lambda: len(scripted.events()) == 10, 30)
+        process.terminate()
+        time.sleep(0.3)  # it must not end now; there is nothing to wait for
+        assert process.poll() is None
+        for number in range(10, 20):
+            writer.submit(make_event(number))
+        writer.close()
+        code, said = finish(process)
+    assert code == 0, said
+    assert numbers_in(scripted) == [*range(20)]
+
+
+def test_a_second_shipper_ends_with_one_and_says_who_has_the_directory(
+    scripted: ScriptedBigQuery, path: Path
+) -> None:
+    writer = write(path, range(1))
+    with running(path) as first:
+        eventually(scripted.events, 30)
+        with running(path) as second:
+            code, said = finish(second)
+        assert code == 1
+        assert f"process {first.pid} ships from" in said
+    writer.close()
+
+
+def test_what_is_wrong_is_a_line_and_exit_code_one(
+    scripted: ScriptedBigQuery, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+    with running(path) as process:
+        code, said = finish(process)
+    assert (code, "chmod o-w" in said) == (1, True)
+    path.chmod(0o700)
+    port = scripted.url.rpartition(":")[2]
+    with running(path, "--metrics-port", port) as process:
+        code, said = finish(process)
+    assert (code, "choose another --metrics-port" in said) == (1, True)
+    with running(path, "--exactly-once") as process:
+        code, said = finish(process)
+    assert (code, "needs --transport grpc" in said) == (2, True)
+    monkeypatch.delenv("EVENTS_BQ_TABLE")
+    with running(path) as process:
+        code, said = finish(process)
+    assert (code, "EVENTS_BQ_TABLE not set" in said) == (1, True)
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events")
+    monkeypatch.setenv("EVENTS_BQ_SINK", "off")
+    with running(path) as process:
+        code, said = finish(process)
+    assert (code, "EVENTS_BQ_SINK" in said) == (1, True)
+
+
+# The files in examples/
+
+
+METRICS = {
+    family.name
+    for family in text_string_to_metric_families(
+        text_of(Progress(1, 2, 3, 4, 5, 6.0, 7.0, None, is_settled=False, is_empty=False), 8.0)
+    )
+}
+
+
+def test_every_metric_that_an_alert_names_exists() -> None:
+    rules = yaml.safe_load((EXAMPLES / "ship_alerts.yaml").read_text())
+    named = {
+        name.removesuffix("_total")
+        for group in rules["groups"]
+        for rule in group["rules"]
+        for name in re.findall(r"\blorc_eventlog_\w+", rule["expr"])
+    }
+    assert named
+    assert named <= METRICS
+
+
+def test_the_manifests_run_the_command_with_options_that_exist() -> None:
+    from lorc_eventlog.cli.ship import ship
+
+    known = {option for parameter in ship.params for option in parameter.opts}
+    pod = yaml.safe_load((EXAMPLES / "ship_kubernetes.yaml").read_text())
+    compose = yaml.safe_load((EXAMPLES / "ship_compose.yaml").read_text())
+    unit = (EXAMPLES / "ship.service").read_text()
+    (sidecar,) = [c for c in pod["spec"]["initContainers"] if c["name"] == "ship"]
+    (started,) = re.findall(r"^ExecStart=/usr/bin/env (.*)$", unit, re.MULTILINE)
+    commands = [sidecar["command"], compose["services"]["ship"]["command"], started.split()]
+    for program, command, directory, *options in commands:
+        assert (program, command, directory[0]) == ("lorc-eventlog", "ship", "/")
+        assert {option.partition("=")[0] for option in options if option[0] == "-"} <= known
+    assert sidecar["restartPolicy"] == "Always"
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    import shutil
+
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd is not here")
+    unit = tmp_path / "lorc-eventlog-ship.service"
+    unit.write_text((EXAMPLES / "ship.service").read_text())
+    ran = subprocess.run([program, "verify", unit], capture_output=True, text=True, check=False)
+    assert "Unknown" not in ran.stderr
+    assert "Invalid" not in ran.stderr

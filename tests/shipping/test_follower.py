@@ -1,0 +1,410 @@
+"""The shipper's reader: what living and dead processes appended, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorc_eventlog.diagnostics import Notes
+from lorc_eventlog.events.row import Row, row_at
+from lorc_eventlog.shipping import follower as follower_module
+from lorc_eventlog.shipping import segment as segment_module
+from lorc_eventlog.shipping.follower import Follower, Found
+from lorc_eventlog.shipping.lines import Lines
+from lorc_eventlog.spool.directory import Access, Directory
+from lorc_eventlog.spool.format import encode_line
+from lorc_eventlog.spool.shipped import SegmentAppender, header_of
+
+TABLE = "dataset.events"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def directory(path: Path) -> Iterator[Directory]:
+    opened = Directory(path, access=Access.OWNER, create=True)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def follower(directory: Directory, notes: Notes) -> Follower:
+    return Follower(directory, Lines(directory), TABLE, notes)
+
+
+@pytest.fixture
+def appender(path: Path, notes: Notes) -> Iterator[SegmentAppender]:
+    made = make_appender(path, notes)
+    yield made
+    made.abandon()
+
+
+def make_appender(
+    path: Path, notes: Notes, *, table: str = TABLE, max_bytes: int = 2**24
+) -> SegmentAppender:
+    return SegmentAppender(
+        path, access=Access.OWNER, table=table, max_bytes=max_bytes, durable=False, notes=notes
+    )
+
+
+def make_row(number: int) -> Row:
+    return row_at(0.0, f"test.{number}", {"number": number}, "tests")
+
+
+def append(appender: SegmentAppender, *numbers: int) -> None:
+    for number in numbers:
+        appender.append(encode_line(make_row(number)), time.monotonic())
+
+
+def read(follower: Follower, limit: int = 1000) -> list[Row]:
+    follower.look()
+    rows = follower.read(limit)
+    for _ in range(100):
+        if len(rows) >= limit or not follower.has_unread:
+            break
+        rows += follower.read(limit - len(rows))
+    return rows
+
+
+def numbers(rows: list[Row]) -> list[int]:
+    return [int(row["event_type"].removeprefix("test.")) for row in rows]
+
+
+def said(notes: Notes, caplog: pytest.LogCaptureFixture) -> str:
+    caplog.set_level(logging.INFO)
+    notes.say()
+    return caplog.text
+
+
+def write_segment(path: Path, name: str, content: bytes) -> Path:
+    file = path / f"{name}.ship"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    return file
+
+
+HEADER = encode_line(header_of(TABLE))
+
+
+def test_what_a_living_process_appends_is_read_in_its_order_and_once(
+    follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, 0, 1, 2)
+    assert numbers(read(follower)) == [0, 1, 2]
+    append(appender, 3)
+    assert numbers(read(follower)) == [3]
+    assert read(follower) == []
+
+
+def test_what_is_acknowledged_is_blank_on_disk_and_the_segment_stays_while_it_is_written(
+    path: Path, follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, 0, 1, 2)
+    rows = read(follower)
+    follower.acknowledge(rows[:2])
+    (segment,) = path.glob("*.ship")
+    _, *lines = segment.read_bytes().split(b"\n")
+    assert [line.strip() == b"" for line in lines] == [True, False, True]
+    follower.acknowledge(rows[2:])
+    append(appender, 3)
+    assert numbers(read(follower)) == [3]
+
+
+def test_a_segment_is_deleted_when_its_process_left_it_and_nothing_in_it_waits(
+    path: Path, follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, 0)
+    rows = read(follower)
+    appender.close_segment()
+    follower.look()
+    assert len(list(path.glob("*.ship"))) == 1
+    assert not follower.found.is_empty
+    follower.acknowledge(rows)
+    assert list(path.glob("*.ship")) == []
+    follower.look()
+    assert follower.found == Found(0, None, is_empty=True)
+
+
+def test_the_segments_of_a_process_are_read_in_their_order_without_another_look(
+    path: Path, notes: Notes, follower: Follower
+) -> None:
+    appender = make_appender(path, notes, max_bytes=16 * 1000)
+    append(appender, *range(30))
+    assert len(list(path.glob("*.ship"))) > 5
+    assert numbers(read(follower)) == [*range(30)]
+    appender.abandon()
+
+
+def test_what_was_appended_to_a_segment_before_the_next_was_begun_comes_first(
+    path: Path, notes: Notes, follower: Follower
+) -> None:
+    appender = make_appender(path, notes, max_bytes=16 * 1000)
+    append(appender, 0, 1)
+    follower.look()
+    append(appender, *range(2, 12))
+    rows = follower.read(1000)
+    assert numbers(rows + read(follower)) == [*range(12)]
+    appender.abandon()
+
+
+def test_every_process_has_its_turn(
+    path: Path, notes: Notes, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_module, "READ_BYTES", 1000)
+    busy, quiet = make_appender(path, notes), make_appender(path, notes)
+    append(busy, *range(100))
+    append(quiet, 100)
+    follower.look()
+    first = follower.read(1000)
+    assert 100 in numbers(first)
+    assert len(first) < 20
+    for appender in (busy, quiet):
+        appender.abandon()
+
+
+def test_a_limit_ends_a_read_in_the_middle_of_a_segment(
+    follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, *range(10))
+    assert numbers(read(follower, 4)) == [0, 1, 2, 3]
+    assert follower.has_unread
+    assert numbers(read(follower, 100)) == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_line_that_is_being_written_waits_until_it_is_whole(
+    path: Path, follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, 0)
+    (segment,) = path.glob("*.ship")
+    line = encode_line(make_row(1))
+    with segment.open("ab") as file:
+        file.write(line[:20])
+        file.flush()
+        assert numbers(read(follower)) == [0]
+        file.write(line[20:])
+    assert numbers(read(follower)) == [1]
+
+
+def test_a_last_line_without_its_line_break_is_an_event_once_its_process_is_gone(
+    path: Path, follower: Follower
+) -> None:
+    write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)) + encode_line(make_row(1))[:-1])
+    rows = read(follower) + read(follower)
+    assert numbers(rows) == [0, 1]
+    follower.acknowledge(rows)
+    follower.look()
+    assert list(path.glob("*.ship*")) == []
+
+
+def test_damaged_lines_cost_only_themselves_and_are_set_aside(
+    path: Path,
+    follower: Follower,
+    notes: Notes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = encode_line({**make_row(1), "payload": None})
+    content = HEADER + encode_line(make_row(0)) + bad + b"garbage\n" + encode_line(make_row(2))
+    write_segment(path, "1-1-1", content)
+    rows = read(follower)
+    assert numbers(rows) == [0, 2]
+    follower.acknowledge(rows)
+    follower.look()
+    assert [file.name for file in path.iterdir()] == ["1-1-1.ship.damaged"]
+    assert "damaged" in said(notes, caplog)
+
+
+def test_a_line_that_is_too_long_is_skipped_in_steps(
+    path: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_module, "READ_BYTES", 1000)
+    monkeypatch.setattr(segment_module, "MAX_LINE_BYTES", 3000)
+    content = HEADER + encode_line(make_row(0)) + b"x" * 9000 + b"\n" + encode_line(make_row(1))
+    write_segment(path, "1-1-1", content)
+    write_segment(path, "2-1-1", HEADER + b"y" * 9000)
+    rows = read(follower)
+    assert numbers(rows) == [0, 1]
+    follower.acknowledge(rows)
+    read(follower)
+    follower.look()
+    assert sorted(file.suffix for file in path.iterdir()) == [".damaged", ".damaged"]
+
+
+def test_a_sparse_file_costs_neither_memory_nor_a_long_read(path: Path, follower: Follower) -> None:
+    file = write_segment(path, "1-1-1", HEADER)
+    os.truncate(file, 2**30)
+    follower.look()
+    started = time.monotonic()
+    follower.read(1000)
+    assert time.monotonic() - started < 5
+
+
+def test_segments_of_another_table_are_reported_once_and_left_alone(
+    path: Path, notes: Notes, follower: Follower, caplog: pytest.LogCaptureFixture
+) -> None:
+    appender = make_appender(path, notes, table="other.\x1b[31mevents")
+    append(appender, 0)
+    assert read(follower) == []
+    assert read(follower) == []
+    text = said(notes, caplog)
+    assert text.count("its events belong to other.\\x1b[31mevents") == 1
+    assert len(list(path.glob("*.ship"))) == 1
+    assert follower.found.is_empty
+    appender.abandon()
+
+
+def test_segments_of_a_later_version_are_left_alone(
+    path: Path,
+    follower: Follower,
+    notes: Notes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_segment(path, "1-1-1", encode_line({**header_of(TABLE), "lorc_eventlog_ship": 2}))
+    assert read(follower) == []
+    assert "a later version" in said(notes, caplog)
+    assert len(list(path.glob("*.ship"))) == 1
+
+
+def test_a_segment_without_a_header_is_set_aside_and_an_empty_one_deleted(
+    path: Path, follower: Follower
+) -> None:
+    write_segment(path, "1-1-1", b"")
+    write_segment(path, "2-1-1", b"no header\n")
+    assert read(follower) == []
+    assert [file.name for file in path.iterdir()] == ["2-1-1.ship.damaged"]
+
+
+def test_links_and_files_of_others_are_reported_and_not_touched(
+    path: Path,
+    follower: Follower,
+    notes: Notes,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(HEADER + encode_line(make_row(0)))
+    (path / "1-1-1.ship").symlink_to(target)
+    (path / "2-1-1.ship").hardlink_to(target)
+    os.mkfifo(path / "3-1-1.ship")
+    before = target.read_bytes()
+    assert read(follower) == []
+    text = said(notes, caplog)
+    assert "symbolic links" in text
+    assert "hard link" in text
+    assert "not a regular file" in text
+    assert target.read_bytes() == before
+
+
+def test_a_draft_of_a_process_that_is_gone_is_deleted(path: Path, follower: Follower) -> None:
+    write_segment(path, ".1-1-1", HEADER)
+    follower.look()
+    assert list(path.iterdir()) == []
+
+
+def test_no_more_segments_are_open_than_there_may_be(
+    path: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "MAX_OPEN", 5)
+    for number in range(20):
+        write_segment(path, f"{number}-1-1", HEADER + encode_line(make_row(number)))
+    descriptors = Path("/proc/self/fd")
+    before = len([*descriptors.iterdir()])
+    rows = read(follower)
+    assert len(rows) == 5
+    assert len([*descriptors.iterdir()]) == before + 5
+    found = numbers(rows)
+    while rows:
+        follower.acknowledge(rows)
+        rows = read(follower)
+        found += numbers(rows)
+    assert sorted(found) == [*range(20)]
+    assert list(path.iterdir()) == []
+
+
+def test_a_row_that_is_left_is_found_by_the_next_shipper(
+    path: Path, directory: Directory, follower: Follower, notes: Notes
+) -> None:
+    write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)) + encode_line(make_row(1)))
+    rows = read(follower)
+    follower.leave(rows[:1])
+    follower.acknowledge(rows[1:])
+    assert read(follower) == []
+    again = Follower(directory, Lines(directory), TABLE, notes)
+    assert numbers(read(again)) == [0]
+
+
+def test_what_the_disk_refuses_is_reported_and_tried_again(
+    path: Path,
+    directory: Directory,
+    follower: Follower,
+    notes: Notes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)))
+
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "listdir", refuse)
+        assert read(follower) == []
+    with monkeypatch.context() as broken:
+        broken.setattr(directory, "open_file", refuse)
+        assert read(follower) == []
+    follower.look()
+    with monkeypatch.context() as broken:
+        broken.setattr(directory, "open_file", refuse)
+        assert follower.read(10) == []
+    rows = read(follower)
+    assert numbers(rows) == [0]
+    with monkeypatch.context() as broken:
+        broken.setattr(directory, "open_file", refuse)
+        follower.acknowledge(rows)
+    with monkeypatch.context() as broken:
+        broken.setattr(directory, "unlink", refuse)
+        follower.look()
+    text = said(notes, caplog)
+    assert "cannot be searched" in text
+    assert "cannot be read" in text
+    assert "cannot be erased" in text
+    assert "stays" in text
+    follower.look()
+    assert list(path.iterdir()) == []
+
+
+def test_a_segment_that_somebody_deletes_is_forgotten(path: Path, follower: Follower) -> None:
+    file = write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)))
+    other = write_segment(path, "2-1-1", HEADER + encode_line(make_row(1)))
+    follower.look()
+    other.unlink()
+    rows = follower.read(10)
+    assert numbers(rows) == [0]
+    file.unlink()
+    follower.acknowledge(rows)
+    follower.look()
+    assert follower.found.is_empty
+
+
+def test_the_oldest_segment_that_waits_tells_when_its_process_began(
+    path: Path, follower: Follower
+) -> None:
+    write_segment(path, f"{17 * 10**9:020d}-1-1", HEADER + encode_line(make_row(0)))
+    write_segment(path, "odd-1-1", HEADER)
+    rows = read(follower)
+    assert follower.found.oldest == 17.0
+    follower.acknowledge(rows)
+    follower.look()
+    assert follower.found.oldest is None

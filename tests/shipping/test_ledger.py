@@ -1,0 +1,86 @@
+"""The ledger: what survives in which order, on a real disk."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorc_eventlog.shipping.ledger import (
+    MAX_RUNS,
+    SLOT_BYTES,
+    SLOTS,
+    Intent,
+    Ledger,
+    Run,
+)
+from lorc_eventlog.spool.directory import Access, Directory
+
+NAME = "shipper.ledger"
+RUN = Run("segment.ship", 10, 20)
+INTENT = Intent("stream", 3, 1, (RUN,), "0f")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Directory]:
+    opened = Directory(tmp_path / "spool", access=Access.OWNER, create=True)
+    yield opened
+    opened.close()
+
+
+def test_a_new_ledger_is_empty_allocated_and_readable_by_its_owner_alone(
+    directory: Directory,
+) -> None:
+    ledger = Ledger(directory, NAME)
+    status = (directory.path / NAME).stat()
+    assert (status.st_size, status.st_mode & 0o777) == (SLOTS * SLOT_BYTES, 0o600)
+    assert status.st_blocks * 512 >= SLOTS * SLOT_BYTES
+    assert ledger.records == []
+    ledger.close()
+
+
+def test_records_are_found_again_in_their_order(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    written = [
+        ledger.write(stream="stream", end=number, stored=[RUN], intent=INTENT)
+        for number in range(SLOTS + 3)
+    ]
+    ledger.close()
+    again = Ledger(directory, NAME)
+    assert again.records == written[-SLOTS:]
+    assert again.write(stream=None, end=0, stored=[], intent=None).number == SLOTS + 4
+    again.close()
+
+
+def test_a_record_that_was_cut_off_does_not_count(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    first = ledger.write(stream="stream", end=1, stored=[], intent=INTENT)
+    slot = ledger.next_slot
+    ledger.write(stream="stream", end=2, stored=[], intent=None)
+    with (directory.path / NAME).open("r+b") as file:
+        file.seek(slot * SLOT_BYTES + 30)
+        file.write(b"#")
+    ledger.close()
+    again = Ledger(directory, NAME)
+    assert again.records == [first]
+    again.close()
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"number":1}', b'{"number":"x","intent":null}'])
+def test_a_record_of_another_shape_does_not_count(directory: Directory, line: bytes) -> None:
+    (directory.path / NAME).write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    (directory.path / NAME).chmod(0o600)
+    ledger = Ledger(directory, NAME)
+    assert ledger.records == []
+    ledger.close()
+
+
+def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    run = Run("0" * 20 + "-4194304-000001-abcdef01.ship", 10**10, 10**10 + 10**7)
+    intent = Intent("projects/" + "p" * 200, 10**12, 50_000, (run,) * MAX_RUNS, "0" * 32)
+    record = ledger.write(stream=intent.stream, end=1, stored=[run] * MAX_RUNS, intent=intent)
+    ledger.close()
+    assert Ledger(directory, NAME).records == [record]
