@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue, Take, Verdict
-from lorc_eventlog.events.row import Row, finish, row_bytes
+from lorc_eventlog.events.row import Row, finish
 from lorc_eventlog.spool.format import encode_line
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class SpooledQueue(DeliveryQueue):
             batch_rows=batch_rows, capacity=capacity, capacity_bytes=capacity_bytes, **others
         )
         self._spool = spool
+        self._store = spool.store
         self._load_rows = min(batch_rows, capacity)
         self._memory_rows = capacity
         self._memory_bytes = capacity_bytes
@@ -61,7 +62,7 @@ class SpooledQueue(DeliveryQueue):
     @property
     def held(self) -> int:
         """How many rows are not settled, those that are only on disk included."""
-        return super().held + self._spool.unread
+        return super().held + self._store.unread
 
     @property
     def kept(self) -> int:
@@ -76,7 +77,7 @@ class SpooledQueue(DeliveryQueue):
     @property
     def position(self) -> int:
         """How many rows came so far."""
-        return super().position + self._spool.unread - self._overtaken
+        return super().position + self._store.unread - self._overtaken
 
     def request_flush(self, position: int | None = None) -> int:
         """Send all rows before ``position`` (default: all) without waiting for a full batch."""
@@ -86,7 +87,7 @@ class SpooledQueue(DeliveryQueue):
 
     def settled(self, position: int) -> bool:
         """Whether every row before ``position`` is stored, a dead letter or dropped."""
-        everything = super().position + self._spool.unread
+        everything = super().position + self._store.unread
         return super().settled(min(position + self._overtaken, everything))
 
     # Rows come in
@@ -96,44 +97,40 @@ class SpooledQueue(DeliveryQueue):
 
         If a signal handler raises, the row is out, or in and counted.
         """
-        spool = self._spool
+        store = self._store
         line = encode_line(finish(row))
-        if spool.is_full(line):
+        if store.is_full(line):
             return False
-        size = row_bytes(row)
-        if spool.unread or not self.has_room(size):
-            if spool.append(line):
+        has_room = self.has_room(len(line))
+        if store.unread or not has_room:
+            if store.append(line):
                 return True
-            place = None
+            if not has_room:
+                return False
         else:
-            place = spool.append_row(row, line)
-        if place is None and not self.has_room(size):
-            return False
+            store.append(line, row)
         try:
-            self._add(row, now)
+            if store.unread:
+                self._overtaken += 1
+            self.add(row, now)
         except BaseException:
-            if place is not None:
-                spool.take_back(row, place)
+            self._spool.take_back(row)
             raise
         return True
 
     def accept_nested(self, row: Row) -> bool:
         """Write ``row`` to disk alone, for a log call in the middle of another method."""
         line = encode_line(finish(row))
-        return not self._spool.is_full(line) and self._spool.append(line)
+        return not self._store.is_full(line) and self._store.append(line)
 
     def absorb(self, inbox: deque[Row], since: float) -> None:
         """Move all rows of ``inbox`` in: to disk, or to memory if that fails."""
         while inbox:
             row = inbox[0]
             if not self.accept(row, since):
-                self._add(row, since)
+                self._overtaken += bool(self._store.unread)
+                self.add(row, since)
             del inbox[0]
-
-    def _add(self, row: Row, now: float) -> None:
-        if self._spool.unread:
-            self._overtaken += 1
-        self.add(row, now)
 
     # What to do
 
@@ -144,7 +141,7 @@ class SpooledQueue(DeliveryQueue):
         """
         chore = None if self._had_chore else self._next_chore(now)
         if chore is None:
-            in_order = self._spool.unread > 0 or not super().settled(self._in_order_to)
+            in_order = self._store.unread > 0 or not super().settled(self._in_order_to)
             take = super().take(now, alone=alone or in_order)
             if take.batch is None:
                 chore = self._next_chore(now)
@@ -169,7 +166,7 @@ class SpooledQueue(DeliveryQueue):
             self.skip(loaded.lost)
             self._in_order_to = super().position
         elif loaded.rows:
-            if self._spool.unread:
+            if self._store.unread:
                 self._overtaken += len(loaded.rows)
             super().request_flush(super().position)  # they have waited long enough
         return loaded.lost

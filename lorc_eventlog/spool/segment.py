@@ -93,7 +93,10 @@ class Segment:
 
     def write_header(self, header: bytes, *, durable: bool) -> None:
         """Write the header of a new file."""
-        self._write(header, 0, durable=durable)
+        if os.pwrite(self._descriptor, header, 0) != len(header):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if durable:
+            _force_to_disk(self._descriptor)
 
     def append(self, line: bytes, *, in_memory: bool, durable: bool) -> int:
         """Write ``line`` at the end and return its offset; if that fails, nothing is written."""
@@ -104,17 +107,14 @@ class Segment:
         if in_memory:
             self.read_to = end
         try:
-            self._write(line, start, durable=durable)
+            if os.pwrite(self._descriptor, line, start) != end - start:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+            if durable:
+                _force_to_disk(self._descriptor)
         except BaseException:  # a signal handler may raise in the call, or just after it
             self._take_back(start, end)
             raise
         return start
-
-    def _write(self, data: bytes, offset: int, *, durable: bool) -> None:
-        if os.pwrite(self._descriptor, data, offset) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if durable:
-            _force_to_disk(self._descriptor)
 
     def _take_back(self, start: int, end: int) -> None:
         if self.size == end:
@@ -208,18 +208,8 @@ class Segment:
         descriptors.close(self._descriptor)
 
 
-class Places:
-    """Where each row in memory is on disk. By identity: an event may be submitted twice."""
-
-    def __init__(self) -> None:
-        self._places: dict[int, Place] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def add(self, row: Row, place: Place) -> None:
-        """Remember where ``row`` is; its segment counts it as live."""
-        self._places[id(row)] = place
+class Places(dict[int, Place]):
+    """Where each row in memory is on disk, by ``id(row)``: an event may be submitted twice."""
 
     def take(self, rows: Iterable[Row]) -> list[Place]:
         """Forget ``rows``, which are settled.
@@ -229,7 +219,7 @@ class Places:
         """
         runs: list[Place] = []
         for row in rows:
-            place = self._places.pop(id(row), None)
+            place = self.pop(id(row), None)
             if place is None:
                 continue
             segment, start, end = place

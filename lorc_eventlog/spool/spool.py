@@ -56,17 +56,17 @@ class Spool:
     ) -> None:
         self._report = SpoolReport(directory, notes)
         self._done: deque[Segment] = deque()
-        self._store = Store(
+        self._places = Places()
+        self.store = Store(
             directory,
             table=table,
             max_bytes=max_bytes,
             durable=durable,
             report=self._report,
+            places=self._places,
             done=self._done,
         )
         self._orphans = orphans.Orphans(directory, table=table, report=self._report)
-        self.is_full = self._store.is_full
-        self._places = Places()
         self._reading: Reading | None = None
         self._check_at = 0.0
         self._chores_from = 0.0
@@ -75,40 +75,13 @@ class Spool:
         self._is_to_leave = False
 
     @property
-    def unread(self) -> int:
-        """Events of this process that are only on disk."""
-        return self._store.unread
-
-    @property
     def kept(self) -> int:
         """Events on disk that are in memory, or of this process."""
-        return len(self._places) + self._store.unread
+        return len(self._places) + self.store.unread
 
-    # In and out
-
-    def append(self, line: bytes) -> bool:
-        """Write ``line``, which is read from disk later; False if the disk refuses it.
-
-        A signal handler or a destructor may call it in the middle of any other method.
-        """
-        return self._store.append(line, in_memory=False) is not None
-
-    def append_row(self, row: Row, line: bytes) -> Place | None:
-        """Write ``line``, which is ``row`` in memory; None if the disk refuses it."""
-        place = self._store.append(line, in_memory=True)
-        if place is not None:
-            try:
-                self._places.add(row, place)
-            except BaseException:  # a signal handler raises
-                self.take_back(row, place)
-                raise
-        return place
-
-    def take_back(self, row: Row, place: Place) -> None:
-        """Erase ``row``, which was written and is not in memory after all."""
-        if not self._places.take([row]):
-            place[0].live -= 1
-        self._blank([place])
+    def take_back(self, row: Row) -> None:
+        """Erase ``row``, which was written to be kept in memory and is not there after all."""
+        self._blank(self._places.take([row]))
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
         """Erase ``rows``, which are settled, from the disk."""
@@ -126,7 +99,7 @@ class Spool:
 
     def _release(self, segment: Segment) -> None:
         if segment.own:
-            self._store.release(segment)
+            self.store.release(segment)
         elif segment.is_done:
             self._done.append(segment)
 
@@ -144,7 +117,7 @@ class Spool:
         """
         if now >= self._check_at:
             self._check_at = now + orphans.SCAN_INTERVAL
-            self._store.leave_deleted()
+            self.store.leave_deleted()
         if self._chore_runs or now < self._chores_from:
             return None
         work = self._work(rows, row_bytes, now)
@@ -161,7 +134,7 @@ class Spool:
         own, self._reading = self._reading, None
         loaded = Loaded(are_own=own is not None)
         if own is not None:
-            loaded.lost = self._store.take_in(own)
+            loaded.lost = self.store.take_in(own)
             self._place(own, loaded)
         for reading in self._orphans.take_readings():
             reading.segment.take_in(reading)
@@ -179,10 +152,10 @@ class Spool:
             return self._remove
         if not rows:
             return None
-        own = self._store.unread_segment()
+        own = self.store.unread_segment()
         if own is not None:
             return partial(self._read, own, rows)
-        if self._store.unread or not self._orphans.has_work(now):
+        if self.store.unread or not self._orphans.has_work(now):
             return None
         return partial(self._orphans.load, rows, row_bytes, now)
 
@@ -203,7 +176,7 @@ class Spool:
     def _place(self, reading: Reading, loaded: Loaded) -> None:
         segment = reading.segment
         for start, end, row in reading.rows:
-            self._places.add(row, (segment, start, end))
+            self._places[id(row)] = (segment, start, end)
             loaded.rows.append(row)
         if reading.error is not None:
             self._report.trouble("cannot be read", reading.error, segment.path)
@@ -229,7 +202,7 @@ class Spool:
         Returns:
             What is to be called without the lock. The spool can be used again afterwards.
         """
-        self._store.close()
+        self.store.close()
         if self._chore_runs:
             self._is_to_leave = True
         else:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from lorc_eventlog.lifecycle import descriptors
 from lorc_eventlog.spool.format import MAX_LINE_BYTES, SUFFIX, encode_header
-from lorc_eventlog.spool.segment import SAFELY, Place, Reading, Segment, lock
+from lorc_eventlog.spool.segment import SAFELY, Places, Reading, Segment, lock
 
 if TYPE_CHECKING:
+    from lorc_eventlog.events.row import Row
     from lorc_eventlog.spool.report import SpoolReport
 
 SEGMENT_BYTES = 16 * 2**20
@@ -45,6 +46,7 @@ class Store:
         max_bytes: How large the segments of this process may grow together.
         durable: Whether each event is forced to the disk itself, to survive a loss of power.
         report: Says what is to be said.
+        places: Takes where each row in memory is.
         done: Takes the segments that can be removed, which is done without the lock.
     """
 
@@ -56,16 +58,19 @@ class Store:
         max_bytes: int,
         durable: bool,
         report: SpoolReport,
+        places: Places,
         done: deque[Segment],
     ) -> None:
         self.unread = 0
         """Events that are only on disk."""
         self._directory = directory
         self._header = encode_header(table)
+        self._header_bytes = len(self._header)
         self._max_bytes = max_bytes
-        self._segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS), len(self._header) + 1)
+        self._segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS), self._header_bytes + 1)
         self._durable = durable
         self._report = report
+        self._places = places
         self._done = done
         self._active: Segment | None = None
         self._full: list[Segment] = []
@@ -75,26 +80,28 @@ class Store:
 
     def is_full(self, line: bytes) -> bool:
         """Whether ``line`` would exceed ``max_bytes``."""
-        active_bytes = self._active.size if self._active is not None else len(self._header)
+        active = self._active
+        active_bytes = self._header_bytes if active is None else active.size
         return self._full_bytes + active_bytes + len(line) > self._max_bytes
 
-    def append(self, line: bytes, *, in_memory: bool) -> Place | None:
-        """Write ``line`` to disk; None if the disk refuses it.
+    def append(self, line: bytes, row: Row | None = None) -> bool:
+        """Write ``line`` to disk; False if the disk refuses it.
 
-        With ``in_memory`` the caller keeps the row, and the segment counts it as live; without,
-        it is read from disk later.
+        ``row`` is its row if that is kept in memory; else it is read from disk later.
         """
-        if len(line) > MAX_LINE_BYTES:  # nor does BigQuery take it
-            return None
+        size = len(line)
+        if size > MAX_LINE_BYTES:  # nor does BigQuery take it
+            return False
         segment = self._active
         if segment is None or segment.size >= self._segment_bytes:
             segment = self._open_next()
             if segment is None:
-                return None
+                return False
         # Signal safety: count first, and make no call between these updates, nor between the write
         # and the return. A signal handler that logs or flushes finds it counted, and one that
         # raises leaves it counted or not written.
-        size = len(line)
+        key = id(row)
+        in_memory = row is not None
         live = 1 if in_memory else 0
         unread = 1 - live
         segment.live += live
@@ -110,11 +117,13 @@ class Store:
             if not isinstance(error, OSError) or error.errno is None:
                 raise
             self._refuse(error)
-            return None
+            return False
+        if in_memory:
+            self._places[key] = (segment, start, start + size)
         if self._refuses_events:
             self._refuses_events = False
             self._report.recovered()
-        return segment, start, start + size
+        return True
 
     def unread_segment(self) -> Segment | None:
         """Return the oldest segment that holds events which are only on disk."""
@@ -179,7 +188,7 @@ class Store:
             return None
         self._retire()
         try:
-            new = self._create()
+            new = create(self._directory, self._header, durable=self._durable)
         except OSError as error:
             self._try_again_at = now + 1.0
             self._refuse(error)
@@ -198,35 +207,38 @@ class Store:
             append(segment)
             self.release(segment)
 
-    def _create(self) -> Segment:
-        make_directory(self._directory)
-        for _ in range(TRIES):
-            segment = self._create_once()
-            if segment is not None:
-                return segment
-        raise OSError(errno.EBUSY, "other processes take each new file for abandoned")
-
-    def _create_once(self) -> Segment | None:
-        name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-        path = self._directory / name
-        descriptor = descriptors.open_here(path, os.O_RDWR | SAFELY | os.O_CREAT | os.O_EXCL)
-        with contextlib.ExitStack() as undo:
-            undo.callback(descriptors.close, descriptor)
-            undo.callback(path.unlink, missing_ok=True)
-            os.fchmod(descriptor, 0o600)  # whatever the umask makes of it
-            if not lock(descriptor):
-                return None
-            segment = Segment(path, descriptor, header_bytes=len(self._header))
-            segment.write_header(self._header, durable=self._durable)
-            if self._durable:
-                for directory in (self._directory, self._directory.parent):
-                    _force_directory_to_disk(directory)
-            undo.pop_all()
-            return segment
-
     def _refuse(self, error: OSError) -> None:
         self._refuses_events = True
         self._report.trouble("events wait in memory only, for now", error)
+
+
+def create(directory: Path, header: bytes, *, durable: bool) -> Segment:
+    """Make a new segment in ``directory``; raise OSError if that cannot be."""
+    make_directory(directory)
+    for _ in range(TRIES):
+        segment = _create_once(directory, header, durable=durable)
+        if segment is not None:
+            return segment
+    raise OSError(errno.EBUSY, "other processes take each new file for abandoned")
+
+
+def _create_once(directory: Path, header: bytes, *, durable: bool) -> Segment | None:
+    name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+    path = directory / name
+    descriptor = descriptors.open_here(path, os.O_RDWR | SAFELY | os.O_CREAT | os.O_EXCL)
+    with contextlib.ExitStack() as undo:
+        undo.callback(descriptors.close, descriptor)
+        undo.callback(path.unlink, missing_ok=True)
+        os.fchmod(descriptor, 0o600)  # whatever the umask makes of it
+        if not lock(descriptor):
+            return None
+        segment = Segment(path, descriptor, header_bytes=len(header))
+        segment.write_header(header, durable=durable)
+        if durable:
+            for each in (directory, directory.parent):
+                _force_directory_to_disk(each)
+        undo.pop_all()
+        return segment
 
 
 def make_directory(directory: Path) -> None:

@@ -105,19 +105,19 @@ def test_a_signal_handler_that_logs_while_a_write_fails_loses_nothing(
     failed, nested, later = row(0), row(1), row(2)
     real_write = os.pwrite
     with open_spool(tmp_path) as spool:
-        assert spool.append_row(later, encode_line(later))
+        assert spool.store.append(encode_line(later), later)
 
         def write(descriptor: int, data: bytes, offset: int) -> int:
             monkeypatch.setattr(os, "pwrite", real_write)
             real_write(descriptor, data[:50], offset)
-            assert spool.append(encode_line(nested))
+            assert spool.store.append(encode_line(nested))
             raise OSError(errno.EIO, "it fails")
 
         monkeypatch.setattr(os, "pwrite", write)
         if in_memory:
-            assert spool.append_row(failed, encode_line(failed)) is None
+            assert not spool.store.append(encode_line(failed), failed)
         else:
-            assert not spool.append(encode_line(failed))
+            assert not spool.store.append(encode_line(failed))
         assert survey(tmp_path)[0].events == 2
         loaded = load(spool)
         assert loaded is not None

@@ -231,7 +231,7 @@ def test_a_new_file_that_another_takes_for_abandoned_is_made_again(
     with open_spool(tmp_path) as spool:
         with monkeypatch.context() as patch:
             patch.setattr(fcntl, "flock", be_late)
-            assert spool.append_row(new, encode_line(new))
+            assert spool.store.append(encode_line(new), new)
         assert stolen
         (report,) = survey(tmp_path)
         assert (report.events, report.is_locked) == (1, True)

@@ -253,7 +253,7 @@ def test_a_flush_waits_for_what_is_on_disk_alone_though_other_rows_overtake_it(
     assert set(range(12)) <= set(numbers(sent))
 
 
-@pytest.mark.parametrize("when", ["in the write", "after the write", "in memory", "afterwards"])
+@pytest.mark.parametrize("when", ["in the write", "in memory", "afterwards"])
 def test_a_signal_handler_that_raises_leaves_a_row_out_or_in_and_counted(
     queue: SpooledQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -271,8 +271,6 @@ def test_a_signal_handler_that_raises_leaves_a_row_out_or_in_and_counted(
     assert queue.accept(row(0), 0.0)
     if when == "in the write":
         interrupt(os, "pwrite", before=False)
-    elif when == "after the write":
-        interrupt(queue._spool._places, "add", before=True)
     else:
         interrupt(queue, "add", before=when == "in memory")
     with pytest.raises(Interruption):

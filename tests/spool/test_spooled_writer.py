@@ -65,7 +65,7 @@ def test_a_delivered_event_is_erased_although_others_in_its_file_wait(tmp_path: 
     with open_spool(tmp_path) as spool:
         rows = [row(number) for number in range(5)]
         for each in rows:
-            assert spool.append_row(each, encode_line(each))
+            assert spool.store.append(encode_line(each), each)
         spool.acknowledge(rows[1:3])
         left = content(tmp_path)
         assert [each["event_id"].encode() in left for each in rows] == [
@@ -247,8 +247,8 @@ def test_a_small_spool_has_room_again_when_part_of_it_is_delivered(tmp_path: Pat
     with open_spool(tmp_path, max_bytes=40_000) as spool:
         for number in range(1000):
             new = row(number)
-            assert not spool.is_full(encode_line(new))
-            assert spool.append_row(new, encode_line(new))
+            assert not spool.store.is_full(encode_line(new))
+            assert spool.store.append(encode_line(new), new)
             waiting.append(new)
             if len(waiting) == 20:  # never all of it
                 spool.acknowledge(waiting[:10])

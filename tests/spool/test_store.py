@@ -18,10 +18,10 @@ from lorc_eventlog.spool import store as store_module
 from lorc_eventlog.spool.format import MAX_LINE_BYTES
 from lorc_eventlog.spool.orphans import Orphans
 from lorc_eventlog.spool.report import SpoolReport
-from lorc_eventlog.spool.segment import Segment
+from lorc_eventlog.spool.segment import Places, Segment
 from lorc_eventlog.spool.store import Store
 from lorc_eventlog.spool.survey import survey
-from spools import EMPTY, TABLE, content, failing, line, names, segment_of_the_dead
+from spools import EMPTY, TABLE, content, failing, line, names, row, segment_of_the_dead
 
 
 class Setup:
@@ -32,7 +32,13 @@ class Setup:
         self.report = SpoolReport(directory, self.notes)
         self.done: deque[Segment] = deque()
         defaults = {"table": TABLE, "max_bytes": 2**30, "durable": False}
-        self.store = Store(directory, report=self.report, done=self.done, **{**defaults, **options})
+        self.store = Store(
+            directory,
+            report=self.report,
+            places=Places(),
+            done=self.done,
+            **{**defaults, **options},
+        )
         self.orphans = Orphans(directory, table=TABLE, report=self.report)
 
     def close(self) -> None:
@@ -63,9 +69,9 @@ def test_a_signal_handler_that_raises_in_a_write_leaves_nothing_of_it(
     when: str,
 ) -> None:
     real_write = os.pwrite
-    place = setup.store.append(line(0), in_memory=in_memory)
-    assert place is not None
-    segment = place[0]
+    assert setup.store.append(line(0), row(0) if in_memory else None)
+    segment = setup.store._active
+    assert segment is not None
     before = content(tmp_path)
 
     def write(descriptor: int, data: bytes, offset: int) -> int:
@@ -76,12 +82,12 @@ def test_a_signal_handler_that_raises_in_a_write_leaves_nothing_of_it(
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", write)
         with pytest.raises(type(error)):
-            setup.store.append(line(1), in_memory=in_memory)
+            setup.store.append(line(1), row(0) if in_memory else None)
     assert content(tmp_path) == before
     assert setup.store.unread == segment.unread == (0 if in_memory else 1)
     assert segment.live == (1 if in_memory else 0)
     assert segment.is_read == in_memory
-    assert setup.store.append(line(2), in_memory=in_memory)
+    assert setup.store.append(line(2), row(0) if in_memory else None)
     assert [found.events for found in survey(tmp_path)] == [2]
 
 
@@ -89,18 +95,18 @@ def test_a_signal_handler_that_logs_and_raises_in_a_write_keeps_what_it_logged(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_write = os.pwrite
-    assert setup.store.append(line(0), in_memory=False)
+    assert setup.store.append(line(0))
 
     def write(descriptor: int, data: bytes, offset: int) -> int:
         monkeypatch.setattr(os, "pwrite", real_write)
         written = real_write(descriptor, data, offset)
         assert written == len(data)
-        assert setup.store.append(line(2), in_memory=False)
+        assert setup.store.append(line(2))
         raise Interruption
 
     monkeypatch.setattr(os, "pwrite", write)
     with pytest.raises(Interruption):
-        setup.store.append(line(1), in_memory=False)
+        setup.store.append(line(1))
     (found,) = survey(tmp_path)
     assert (found.events, found.damaged_bytes) == (2, 0)
     assert setup.store.unread == 2
@@ -123,8 +129,8 @@ def nested(monkeypatch: pytest.MonkeyPatch, name: str, action: Callable[[], Any]
 def test_a_signal_handler_that_logs_while_a_file_is_made_has_a_file_of_its_own(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    nested(monkeypatch, name, lambda: setup.store.append(line(1), in_memory=False))
-    assert setup.store.append(line(2), in_memory=False)
+    nested(monkeypatch, name, lambda: setup.store.append(line(1)))
+    assert setup.store.append(line(2))
     assert [found.events for found in survey(tmp_path)] == [1, 1]
     assert setup.store.unread == 2
     rows = []
@@ -139,17 +145,17 @@ def test_a_signal_handler_that_logs_while_a_file_is_made_has_a_file_of_its_own(
 def test_a_signal_handler_that_logs_just_before_a_file_is_emptied_loses_nothing(
     setup: Setup, tmp_path: Path
 ) -> None:
-    place = setup.store.append(line(0), in_memory=True)
-    assert place is not None
-    segment = place[0]
+    assert setup.store.append(line(0), row(0))
+    segment = setup.store._active
+    assert segment is not None
     segment.live -= 1
-    setup.store.append(line(1), in_memory=False)
+    setup.store.append(line(1))
     segment.empty()
     assert [found.events for found in survey(tmp_path)] == [2]
 
 
 def test_a_line_over_10_megabytes_is_not_written(setup: Setup, tmp_path: Path) -> None:
-    assert setup.store.append(b"x" * MAX_LINE_BYTES + b"\n", in_memory=True) is None
+    assert not setup.store.append(b"x" * MAX_LINE_BYTES + b"\n", row(0))
     assert names(tmp_path) == []
 
 
@@ -158,7 +164,7 @@ def test_a_file_that_others_always_take_is_a_refusal(
 ) -> None:
     monkeypatch.setattr(store_module, "lock", lambda _: False)
     with Records() as records:
-        assert setup.store.append(line(0), in_memory=False) is None
+        assert not setup.store.append(line(0))
         setup.close()
     assert "events wait in memory only" in records.texts(logging.ERROR)[0]
     assert names(tmp_path) == []
@@ -178,7 +184,7 @@ def test_a_disk_that_fails_to_write_a_header_leaves_no_file(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with failing(monkeypatch, "pwrite", errno.EDQUOT):
-        assert setup.store.append(line(0), in_memory=False) is None
+        assert not setup.store.append(line(0))
     assert names(tmp_path) == []
 
 
@@ -186,9 +192,9 @@ def test_a_new_file_begins_with_the_header_and_is_emptied_to_it(
     setup: Setup, tmp_path: Path
 ) -> None:
     first = line(0)
-    place = setup.store.append(first, in_memory=True)
-    assert place is not None
-    segment = place[0]
+    assert setup.store.append(first, row(0))
+    segment = setup.store._active
+    assert segment is not None
     assert content(tmp_path) == EMPTY + first
     segment.live -= 1
     setup.store.release(segment)

@@ -31,7 +31,7 @@ def test_the_survey_tells_what_is_in_each_file(tmp_path: Path) -> None:
     before = content(tmp_path)
     own = row(4)
     with open_spool(tmp_path) as spool:
-        assert spool.append_row(own, encode_line(own))
+        assert spool.store.append(encode_line(own), own)
         reports = survey(tmp_path)
         spool.acknowledge([own])
     assert content(tmp_path) == before

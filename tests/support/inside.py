@@ -40,7 +40,7 @@ def senders_of(writer: EventWriter) -> set[threading.Thread]:
 
 def held_in_memory(writer: EventWriter) -> int:
     queue = queue_of(writer)
-    return queue.held - queue._spool.unread if isinstance(queue, SpooledQueue) else queue.held
+    return queue.held - queue._store.unread if isinstance(queue, SpooledQueue) else queue.held
 
 
 def say_what_is_noted(writer: EventWriter) -> None:

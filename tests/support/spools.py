@@ -45,8 +45,9 @@ def segment_of_the_dead(directory: Path, content: bytes, *, name: str = "1-1-a")
     """A file as a process leaves it that is killed."""
     directory.mkdir(exist_ok=True)
     path = directory / f"{name}.events"
-    path.write_bytes(content)
-    return path
+    half_made = directory / "half-made"
+    half_made.write_bytes(content)
+    return half_made.rename(path)  # a writer that looks just now finds all of it
 
 
 @contextmanager
