@@ -14,8 +14,8 @@ from io import BufferedReader
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError
-from lorc_eventlog.bigquery.insert_all import LIMITS, REQUEST_TIMEOUT, insert_rows
+from lorc_eventlog.bigquery.insert_all import LIMITS, REQUEST_TIMEOUT
+from lorc_eventlog.bigquery.legacy import RequestRefusedError, TryAgainError, insert_rows
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal, RefusedRow
 from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue

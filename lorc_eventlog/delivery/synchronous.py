@@ -6,8 +6,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from lorc_eventlog.bigquery.client import open_client, renew_connections
-from lorc_eventlog.bigquery.failures import as_failure
+from lorc_eventlog.bigquery.client import open_client
+from lorc_eventlog.bigquery.connections import renew_connections
+from lorc_eventlog.bigquery.failures import why_no_client
 from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
@@ -173,7 +174,7 @@ class ForegroundWriter:
             try:
                 self._client = open_client()
             except Exception as error:
-                msg = f"there is no BigQuery client: {as_failure(error, ())}"
+                msg = f"there is no BigQuery client: {why_no_client(error).told(())}"
                 raise RuntimeError(msg) from error
         return self._client
 

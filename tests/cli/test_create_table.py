@@ -8,7 +8,7 @@ from google.cloud import bigquery
 from clients import Query
 from command_line import Gate, run
 from lorc_eventlog import emit
-from lorc_eventlog.bigquery.table import events_schema
+from lorc_eventlog.bigquery.create import events_schema
 
 
 def test_create_table_makes_the_dataset_and_the_table(

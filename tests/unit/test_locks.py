@@ -288,7 +288,7 @@ TO_BE_REBUILT = {
 }
 MAKE_LOCKS = {
     "lifecycle/locks.py",
-    "bigquery/client.py",  # for Google's client, after a fork
+    "bigquery/connections.py",  # for Google's client, after a fork
 }
 LOCKS = {f"threading.{kind}" for kind in ("Lock", "RLock", "Condition", "Semaphore")}
 
