@@ -17,6 +17,7 @@ import math
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +33,7 @@ SEND_BYTES = 2**16
 _LOST_THE_BODY = {301, 302, 303}
 """Redirects that make a GET of a POST."""
 
+_pools: weakref.WeakSet[_PoolLimits] = weakref.WeakSet()
 _abandoned: list[Any] = []
 _NEW_LOCKS: dict[type, Callable[[], object]] = {
     type(threading.Lock()): threading.Lock,
@@ -174,6 +176,12 @@ class _ConnectionLimits:
 class _PoolLimits:
     """Derived from together with one of urllib3's pools."""
 
+    pool: Any
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _pools.add(self)
+
     @property
     def ConnectionCls(self) -> Any:  # noqa: N802  urllib3's name
         return _limited(_ConnectionLimits, super().ConnectionCls)  # type: ignore[misc]
@@ -243,15 +251,25 @@ def reconnect(client: Client) -> None:
 
 
 def renew_connections(client: Client) -> None:
-    """Leave the parent's sockets and locks to the parent: called in the child after a fork.
-
-    The parent's connections are kept for ever, because closing them takes locks that a thread of
-    the parent may have held.
-    """
+    """Leave the parent's sockets and locks to the parent: called in the child after a fork."""
+    abandon_connections()
     for adapter in _adapters(client):
         _abandoned.extend(map(_forget_connections, _managers(adapter)))
     for session in _sessions(client):
         _renew_locks(session, set())
+
+
+def abandon_connections() -> None:
+    """Take all idle connections from their pools, and keep them, in the child after a fork.
+
+    Hazard: a pool that goes, at the end of the process at the latest, closes what is in its queue,
+    whose lock a thread of the parent may have held. So each queue is made anew.
+    """
+    for pool in list(_pools):
+        queue: Any = getattr(pool, "pool", None)  # None in a pool that is closed
+        if hasattr(queue, "queue"):
+            _abandoned.append(queue.queue)
+            type(queue).__init__(queue, queue.maxsize)
 
 
 def _renew_locks(owner: object, seen: set[int]) -> None:

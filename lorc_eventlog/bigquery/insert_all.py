@@ -19,6 +19,7 @@ import orjson
 from lorc_eventlog.bigquery.answers import read_answer, read_errors
 from lorc_eventlog.bigquery.client import open_client, said_once
 from lorc_eventlog.bigquery.connections import (
+    abandon_connections,
     limit_connections,
     reconnect,
     renew_connections,
@@ -103,9 +104,12 @@ class InsertAllTransport:
     def restart_in_child(self) -> None:
         """Leave connections and locks to the parent: called in the child after a fork."""
         client = self._given_client
-        if client is not None:
+        if client is None:
+            abandon_connections()
+            self._channel = None
+        else:
             renew_connections(client)
-        self._channel = None if client is None else _Channel(client)
+            self._channel = _Channel(client)
 
 
 class _Channel:

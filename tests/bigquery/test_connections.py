@@ -19,6 +19,7 @@ from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
 
 from clients import make_client
+from harness import fork_and_wait
 from lorc_eventlog import emit
 from lorc_eventlog.bigquery.connections import (
     limit_connections,
@@ -405,3 +406,27 @@ def test_locks_of_the_session_its_cookies_and_its_credentials_are_new_in_a_child
     assert [type(lock) for lock in after] == [type(lock) for lock in before]
     assert not {id(lock) for lock in before} & {id(lock) for lock in after}
     assert foreign["lock"] is its_lock
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_pool_whose_lock_a_thread_of_the_parent_has_does_not_hold_up_the_child(
+    scripted: ScriptedBigQuery,  # noqa: ARG001
+    client: bigquery.Client,
+) -> None:
+    """Pools are closed at the end of the process at the latest, and take the lock for it."""
+    transport = InsertAllTransport(client, TABLE)
+    assert transport.send([make_row()], timeout=LATE) == Answer()
+    pools = client._http.get_adapter("http://").poolmanager.pools
+    [pool] = [pools[key] for key in pools.keys()]  # noqa: SIM118  it is no mapping that iterates
+    own = InsertAllTransport(None, TABLE)
+    assert own.send([make_row()], timeout=LATE) == Answer()
+    with pool.pool.mutex:
+
+        def close_in_child() -> bool:
+            transport.restart_in_child()
+            own.restart_in_child()
+            pool.close()
+            return transport.send([make_row()], timeout=LATE) == Answer()
+
+        assert fork_and_wait(close_in_child) == 0
+    assert transport.send([make_row()], timeout=LATE) == Answer()
