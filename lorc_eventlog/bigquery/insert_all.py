@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -27,6 +27,7 @@ from lorc_eventlog.bigquery.connections import (
 )
 from lorc_eventlog.bigquery.failures import NotAcknowledgedError, as_failure, why_no_client
 from lorc_eventlog.bigquery.imports import import_client
+from lorc_eventlog.bigquery.spans import without_spans
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
 from lorc_eventlog.diagnostics import escaped, say
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.events.row import Row
+
+_T = TypeVar("_T")
 
 REQUEST_TIMEOUT = 30.0
 """Seconds that a request may take (Google's client waits for ever)."""
@@ -139,7 +142,7 @@ class _Channel:
         """Send ``rows`` in one request that stores the good ones, whatever the others are."""
         try:
             request = functools.partial(self._request, table, rows, timeout)
-            return said_once.run(functools.partial(run_within, timeout, request))
+            return _run(timeout, request)
         except Exception as error:  # noqa: BLE001  it must not cost the rows
             return as_failure(error)
 
@@ -198,7 +201,7 @@ def insert_patiently(client: Client, table: str, row: Row) -> Answer | Failure |
     except Exception as error:  # noqa: BLE001  one contract, whatever the client raises
         return why_no_client(error) if is_googles else as_failure(error)
     try:
-        return read_errors(said_once.run(functools.partial(run_within, REQUEST_TIMEOUT, insert)), 1)
+        return read_errors(_run(REQUEST_TIMEOUT, insert), 1)
     except Exception as error:  # noqa: BLE001
         return as_failure(error)
 
@@ -220,6 +223,12 @@ def insert_now(client: Client, table: str, row: Row) -> None:
         event_type = escaped(row["event_type"])
         msg = f"BigQuery did not take event {row['event_id']} ({event_type}): {reasons[0]}"
         raise RuntimeError(msg)
+
+
+def _run(timeout: float, request: Callable[[], _T]) -> _T:
+    """Call ``request`` within its time, without spans, and without the same warning each time."""
+    within = functools.partial(run_within, timeout, functools.partial(without_spans, request))
+    return said_once.run(within)
 
 
 def _acknowledging(count: int, seconds: float | None) -> Retry:
