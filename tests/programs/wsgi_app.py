@@ -12,7 +12,7 @@ from lorc_eventlog import BigQueryEventHandler
 
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
-logger.addHandler(BigQueryEventHandler(source="tests"))
+logger.addHandler(BigQueryEventHandler(source="tests", close_timeout=25))
 
 
 def log(number: int) -> None:
