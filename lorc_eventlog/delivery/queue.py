@@ -209,6 +209,16 @@ class DeliveryQueue:
         """What an operator must mend so that BigQuery takes rows again."""
         return None
 
+    @property
+    def in_doubt(self) -> Trouble | None:
+        """The rows that BigQuery refuses for a reason that may be the table's."""
+        return None
+
+    @property
+    def holds_only_doubtful(self) -> bool:
+        """Whether all that is held is in doubt, so that only a new row can decide about it."""
+        return False
+
     def has_room(self, size: int) -> bool:
         """Whether a row of ``size`` bytes may be added."""
         return self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
