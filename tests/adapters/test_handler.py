@@ -82,7 +82,9 @@ def test_every_option_is_a_json_value(
         "spool_only": False,
         "spool_mode": "private",
     }
-    assert {*options, "bq_client", "spool_only", "spool_mode"} == inspect.signature(EventWriter).parameters.keys()
+    assert {*options, "bq_client", "spool_only", "spool_mode"} == inspect.signature(
+        EventWriter
+    ).parameters.keys()
     configure(level="INFO", source="app", background=True, **options)
     logging.getLogger().info("an event", extra={"event_type": "a.b"})
     logging.getLogger().debug("an event below the level", extra={"event_type": "a.b"})
