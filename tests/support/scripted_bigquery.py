@@ -337,13 +337,13 @@ class ScriptedBigQuery:
                 "connections": self.connections,
             }
 
-    def wait_for_rows(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_rows(self, count: int, timeout: float = 60.0) -> None:
         """Return once so many rows are stored; a TimeoutError that says how many are."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._row_count >= count, timeout):
                 raise TimeoutError(f"{self._row_count} of {count} rows after {timeout} s")
 
-    def wait_for_requests(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_requests(self, count: int, timeout: float = 60.0) -> None:
         """Return once so many requests have come in, answered or not, as ``wait_for_rows``."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._request_count >= count, timeout):
