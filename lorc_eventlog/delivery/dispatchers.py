@@ -11,11 +11,9 @@ from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.report import Report
-from lorc_eventlog.delivery.spooled_queue import SpooledQueue
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.lifecycle import fork
 from lorc_eventlog.lifecycle.locks import Lock
-from lorc_eventlog.spool.spool import Spool
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -141,6 +139,10 @@ def _make_queue(
     if options.spool_dir is None:
         full = f"the buffer is full ({bounds}; set spool_dir to keep more)"
         return DeliveryQueue(**arguments), Report(notes, full=full, spool_dir=None)
+    # Who has no spool_dir pays nothing for it with `import lorc_eventlog`.
+    from lorc_eventlog.delivery.spooled_queue import SpooledQueue
+    from lorc_eventlog.spool.spool import Spool
+
     directory = os.path.abspath(options.spool_dir)  # noqa: PTH100
     full = f"the spool is full (spool_max_bytes {options.spool_max_bytes:,}; {bounds})"
     spool = Spool(

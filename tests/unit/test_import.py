@@ -30,6 +30,17 @@ def test_the_import_loads_neither_googles_client_nor_structlog() -> None:
     assert "structlog" not in loaded
 
 
+def test_without_a_spool_dir_nothing_of_the_spool_is_imported() -> None:
+    program = """
+import os, sys
+os.environ.update(EVENTS_BQ_DATASET="dataset", EVENTS_BQ_TABLE="events")
+import lorc_eventlog
+lorc_eventlog.EventWriter()
+print(*sys.modules)
+"""
+    assert [name for name in run(program).split() if "spool" in name] == []
+
+
 def test_no_environment_variable_is_needed_to_import() -> None:
     assert not {"EVENTS_BQ_DATASET", "EVENTS_BQ_TABLE"} & os.environ.keys()
     assert run("import lorc_eventlog; print(lorc_eventlog.__all__)")
