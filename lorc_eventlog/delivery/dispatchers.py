@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
     from lorc_eventlog.delivery.options import WriterOptions
 
-INTERVAL_OF_A_JOB = 0.05
-"""Seconds. ``flush_interval`` is no longer in a child of a fork that may end by ``os._exit``: what
-is not sent by then is lost."""
-
 
 class Dispatchers:
     """Makes the dispatcher that takes new rows, and replaces it when its lock cannot be used.
@@ -108,15 +104,12 @@ class Dispatchers:
 
     def _make(self, transport: InsertAllTransport) -> Dispatcher:
         options = self._options
-        flush_interval = options.flush_interval
-        if fork.may_end_at_once():
-            flush_interval = min(flush_interval, INTERVAL_OF_A_JOB)
-        queue, report = _make_queue(options, self._table, Notes(), flush_interval)
+        queue, report = _make_queue(options, self._table, Notes())
         dispatcher = Dispatcher(
             queue,
             transport,
             report,
-            flush_interval=flush_interval,
+            flush_interval=options.flush_interval,
             blocks=options.overflow == "block",
             close_timeout=options.close_timeout,
             on_dead_letter=options.on_dead_letter,
@@ -125,13 +118,11 @@ class Dispatchers:
         return dispatcher
 
 
-def _make_queue(
-    options: WriterOptions, table: str, notes: Notes, flush_interval: float
-) -> tuple[DeliveryQueue, Report]:
+def _make_queue(options: WriterOptions, table: str, notes: Notes) -> tuple[DeliveryQueue, Report]:
     bounds = f"capacity {options.capacity:,} events, capacity_bytes {options.capacity_bytes:,}"
     arguments: dict[str, Any] = {
         "batch_rows": options.batch_rows,
-        "flush_interval": flush_interval,
+        "flush_interval": options.flush_interval,
         "capacity": options.capacity,
         "capacity_bytes": options.capacity_bytes,
         "limits": LIMITS,

@@ -16,7 +16,7 @@ from clients import Query
 from command_line import SECRET, SUBJECT, program, run
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.cli import emit_lines
-from lorc_eventlog.delivery import queue as backlog
+from lorc_eventlog.delivery import pace, suspicion
 from lorc_eventlog.lifecycle import exit as process_exit
 from scripted_bigquery import (
     Fault,
@@ -195,8 +195,9 @@ def test_emit_tells_what_bigquery_refuses_and_by_which_line(
 def test_emit_finds_the_line_that_breaks_its_request(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch, code: int, script: list[Fault]
 ) -> None:
-    for name in ("PATIENCE_WITH_A_ROW", "PATIENCE_IN_SILENCE", "FIRST_PAUSE"):
-        monkeypatch.setattr(backlog, name, 0.01)
+    monkeypatch.setattr(pace, "FIRST_PAUSE", 0.01)
+    for name in ("PATIENCE_WITH_A_ROW", "PATIENCE_IN_SILENCE"):
+        monkeypatch.setattr(suspicion, name, 0.01)
     scripted.refuse_request(lambda row: '"a":2' in row["payload"], code)
     scripted.script(*script)
     result = emit_lines_of(LINES)

@@ -25,7 +25,7 @@ from harness import (
     sampled,
 )
 from lorc_eventlog import Envelope, EventWriter
-from lorc_eventlog.delivery import queue as backlog_module
+from lorc_eventlog.delivery import pace
 from scripted_bigquery import (
     ScriptedBigQuery,
     answer_lost,
@@ -205,8 +205,8 @@ def run_soak(seed: int, server: ScriptedBigQuery) -> None:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backlog_module, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(backlog_module, "MAX_PAUSE", 0.05)
+    monkeypatch.setattr(pace, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(pace, "MAX_PAUSE", 0.05)
 
 
 @pytest.fixture(autouse=True)

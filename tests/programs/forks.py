@@ -16,12 +16,12 @@ import time
 from typing import TYPE_CHECKING
 
 from lorc_eventlog import BigQueryEventHandler
-from lorc_eventlog.delivery import queue as backlog
+from lorc_eventlog.delivery import pace
 
 if TYPE_CHECKING:
     from google.cloud import bigquery
 
-backlog.MAX_PAUSE = 0.1
+pace.MAX_PAUSE = 0.1
 
 way, children, events = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 

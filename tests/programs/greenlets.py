@@ -27,7 +27,6 @@ handler = BigQueryEventHandler(
     overflow="drop" if overflow == "drop" else "block",
     capacity=100_000 if overflow == "drop" else 100,
     batch_rows=50,
-    close_timeout=60,
 )
 logger.addHandler(handler)
 

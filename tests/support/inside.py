@@ -78,5 +78,4 @@ def client_of(writer: EventWriter) -> Any:
     dispatchers = writer._dispatchers
     assert isinstance(dispatchers, Dispatchers)
     transport = dispatchers._transport
-    channel = transport and transport._channel
-    return channel and channel.client
+    return transport and transport._client

@@ -37,17 +37,11 @@ UPWARD: set[tuple[str, str]] = set()
 
 CIRCLES: set[tuple[str, ...]] = set()
 
-LONG_MODULES = {
-    "delivery/queue.py",
-}
+LONG_MODULES: set[str] = set()
 
-LONG_CLASSES = {
-    "delivery/queue.py: DeliveryQueue",
-}
+LONG_CLASSES: set[str] = set()
 
-LONG_TESTS = {
-    "delivery/test_queue.py",
-}
+LONG_TESTS: set[str] = set()
 
 
 def modules(package: Path) -> dict[str, Path]:
