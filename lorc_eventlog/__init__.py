@@ -6,7 +6,7 @@ PYTEST_DONT_REWRITE: pytest, which finds our plugin, would warn where this is im
 from lorc_eventlog.adapters.handler import BigQueryEventHandler
 from lorc_eventlog.adapters.processor import BigQueryEventProcessor
 from lorc_eventlog.adapters.redaction import RedactionFilter
-from lorc_eventlog.bigquery.table import check_events_table, create_events_table
+from lorc_eventlog.bigquery.create import check_events_table, create_events_table
 from lorc_eventlog.delivery.settlement import WriterStats
 from lorc_eventlog.delivery.synchronous import emit
 from lorc_eventlog.delivery.writer import EventWriter

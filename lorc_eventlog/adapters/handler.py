@@ -96,30 +96,31 @@ class BigQueryEventHandler(Adapter, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
-        is_event = fields.get("event_type") is not None
-        if not (is_event or "extra" in fields) and type(record.msg) is str:
-            return
-        if HIDDEN in fields:
-            record = revealed(record)
-            fields = record.__dict__
         known = OF_LOGGING
-        if not is_event:
-            found = inside(record)
+        event_type = fields.get("event_type")
+        if event_type is None:
+            if "extra" not in fields and type(record.msg) is str:
+                return
+            found = inside(revealed(record))
             if found is None:
                 return
             fields, known = found
+            event_type = fields["event_type"]
         try:
             if is_about_delivery(record):
                 return
             payload = fields.get("payload")
             if payload is None:
+                if HIDDEN in fields:
+                    self.emit(revealed(record))
+                    return
                 from_others = self._payload_from_extra or known is OF_STRUCTLOG
                 payload = others(fields, known) if from_others else {}
             source = fields.get("source")
             self.writer.submit_row(
                 draft_at(
                     record.created,
-                    fields["event_type"],
+                    event_type,
                     payload,
                     self.source if source is None else source,
                     fields.get("schema_ref"),

@@ -88,6 +88,7 @@ def revealed(record: logging.LogRecord) -> logging.LogRecord:
     if not isinstance(hidden, _Hidden):
         return record
     record = copy.copy(record)
+    del record.__dict__[HIDDEN]
     record.__dict__.update(hidden.fields)
     return record
 

@@ -1,46 +1,25 @@
-"""The BigQuery client: made when none was given, and given connections of its own after a fork."""
+"""The BigQuery client that is made when none was given."""
 
 from __future__ import annotations
 
-import copy
+import functools
+import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
+from lorc_eventlog.bigquery.imports import despite_warnings, import_client
 from lorc_eventlog.bigquery.table import events_project
-from lorc_eventlog.lifecycle.fork import ForkLock
-from lorc_eventlog.lifecycle.signals import without_signals
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+_T = TypeVar("_T")
+
 EMULATOR_VARIABLE = "BIGQUERY_EMULATOR_HOST"
 PROJECT_VARIABLE = "GOOGLE_CLOUD_PROJECT"
 EMULATOR_PROJECT = "test-project"
-
-import_guard = ForkLock(fork_waits=60.0)
-"""Held while Google's client is imported in the background.
-
-A fork in the middle of an import would leave the child with a module that is locked for ever.
-"""
-
-_abandoned: list[Any] = []
-_NEW_LOCKS: dict[type, Callable[[], object]] = {
-    type(threading.Lock()): threading.Lock,
-    type(threading.RLock()): threading.RLock,
-}
-_SESSION_MODULES = ("google.auth", "google.oauth2", "requests.", "http.cookiejar")
-
-
-def prepare() -> None:
-    """Import what can no longer be imported at exit; called when a writer is made.
-
-    An import that registers with ``threading`` fails once the interpreter shuts down, and Google's
-    client imports this module wherever pandas is installed.
-    """
-    import concurrent.futures.thread  # noqa: F401
 
 
 def open_client() -> Client:
@@ -54,13 +33,18 @@ def open_client() -> Client:
         google.auth.exceptions.DefaultCredentialsError: There are no credentials.
         OSError: There is no project.
     """
-    import_guard.run(without_signals, _import_google)
+    import_client()
+    said_once.install()
+    return despite_warnings(_open)
+
+
+def _open() -> Client:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery
 
     host = os.environ.get(EMULATOR_VARIABLE)
     if not host:
-        return bigquery.Client(project=events_project())
+        return said_once.run(functools.partial(bigquery.Client, project=events_project()))
     return bigquery.Client(
         project=events_project() or os.environ.get(PROJECT_VARIABLE) or EMULATOR_PROJECT,
         credentials=AnonymousCredentials(),
@@ -68,49 +52,41 @@ def open_client() -> Client:
     )
 
 
-def _import_google() -> None:
-    # What the client would import later, in the middle of its work, included.
-    import google.auth._default
-    import google.auth.compute_engine
-    import google.cloud.bigquery
-    import google.oauth2.credentials
-    import google.oauth2.service_account  # noqa: F401
+class _SaidOnce(logging.Filter):
+    """Lets google-auth say once what it would say in each try while there are no credentials.
 
-
-def renew_connections(client: Client) -> None:
-    """Leave the parent's sockets and locks to the parent: called in the child after a fork.
-
-    A copied requests adapter keeps its settings and starts with no connection. The old one is
-    kept for ever, because closing it takes locks that a thread of the parent may have held.
+    It filters only what is said by threads that deliver events, and only while they do.
     """
-    session_class = getattr(sys.modules.get("requests"), "Session", None)
-    if session_class is None:  # not there, or not yet: then the client is not Google's
-        return
-    session = getattr(client, "_http", None)
-    token_session = getattr(getattr(session, "_auth_request", None), "session", None)
-    for owner in (session, token_session):
-        if isinstance(owner, session_class):
-            for prefix, adapter in list(owner.adapters.items()):
-                _abandoned.append(adapter)
-                owner.mount(prefix, copy.copy(adapter))
-    _renew_locks(session, set())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._threads: set[int] = set()
+        self._said: set[tuple[str, str]] = set()
+
+    def install(self) -> None:
+        """Filter what the loggers of google-auth say, once it is imported."""
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(("google.auth", "google.oauth2")):
+                logging.getLogger(name).addFilter(self)
+
+    def run(self, action: Callable[[], _T]) -> _T:
+        """Call ``action``. Once it succeeds, everything may be said again."""
+        thread = threading.get_ident()
+        try:
+            self._threads.add(thread)
+            result = action()
+            self._said.clear()
+            return result
+        finally:
+            self._threads.discard(thread)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is another thread's, or the first of its kind."""
+        kind = (record.name, str(record.msg))
+        if record.thread not in self._threads or kind not in self._said:
+            self._said.add(kind)
+            return True
+        return False
 
 
-def _renew_locks(owner: object, seen: set[int]) -> None:
-    """Renew those of the session, its cookies and credentials, and of what they consist of.
-
-    Each answer takes the lock of the cookies. One that a thread of the parent held at the fork
-    would stop all senders of the child, except one that happens to get that thread's number.
-    """
-    seen.add(id(owner))
-    attributes = getattr(owner, "__dict__", {})
-    for name, value in list(attributes.items()):
-        new_lock = _NEW_LOCKS.get(type(value))
-        if new_lock is not None:
-            attributes[name] = new_lock()
-        elif id(value) not in seen and _is_of_the_session(value):
-            _renew_locks(value, seen)
-
-
-def _is_of_the_session(value: object) -> bool:
-    return any(kind.__module__.startswith(_SESSION_MODULES) for kind in type(value).__mro__)
+said_once = _SaidOnce()

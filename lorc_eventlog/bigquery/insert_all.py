@@ -1,36 +1,49 @@
-"""One ``insertAll``: rows in, refused rows out; tells "try again" from "never".
+"""One ``insertAll``: rows in, and what became of them out.
 
-``docs/reliability.md`` has the whole list.
+``docs/reliability.md`` has the whole list of what may happen.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from lorc_eventlog.bigquery import transport
-from lorc_eventlog.bigquery.client import open_client, renew_connections
-from lorc_eventlog.bigquery.failures import (
-    PASSING_REASONS,
-    RequestRefusedError,
-    TryAgainError,
-    as_failure,
-    reasons_of,
+from lorc_eventlog.bigquery.answers import read_answer, read_errors
+from lorc_eventlog.bigquery.client import open_client, said_once
+from lorc_eventlog.bigquery.connections import (
+    abandon_connections,
+    limit_connections,
+    reconnect,
+    renew_connections,
+    run_within,
 )
+from lorc_eventlog.bigquery.failures import NotAcknowledgedError, as_failure, why_no_client
+from lorc_eventlog.bigquery.imports import import_client
+from lorc_eventlog.bigquery.spans import without_spans
+from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
+from lorc_eventlog.diagnostics import escaped, say
 
 if TYPE_CHECKING:
+    from google.api_core.retry import Retry
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.events.row import Row
 
+_T = TypeVar("_T")
+
 REQUEST_TIMEOUT = 30.0
-"""Seconds to wait for a connection, and then for an answer (Google's client waits for ever)."""
+"""Seconds that a request may take (Google's client waits for ever)."""
+
+_TRIES = 0.8
+"""The part of its time in which a patient request begins tries, so that the last has some."""
 
 _ROW_FRAME_BYTES = 400
 """More than the keys and quotes, the id (twice) and the time of a row take in a request."""
@@ -52,7 +65,7 @@ def _text_bytes(text: str) -> int:
     return len(json.dumps(text))
 
 
-LIMITS = transport.Limits(rows=50_000, request_bytes=9_000_000, wire_bytes=wire_bytes)
+LIMITS = Limits(rows=50_000, request_bytes=9_000_000, wire_bytes=wire_bytes)
 
 
 class InsertAllTransport:
@@ -67,120 +80,216 @@ class InsertAllTransport:
 
     def __init__(self, client: Client | None, table: str) -> None:
         self._given_client = client
-        self._client = client
         self._table = table
+        self._channel: _Channel | None = None if client is None else _Channel(client)
 
     @property
     def is_connected(self) -> bool:
         """Whether a client is there."""
-        return self._client is not None
+        return self._channel is not None
 
-    def send(
-        self, rows: Sequence[Row], *, timeout: float
-    ) -> transport.Answer | transport.Failure | transport.Refusal:
+    def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Send ``rows`` in one request, as :class:`lorc_eventlog.bigquery.transport.Transport`."""
         try:
-            if self._client is None:
-                self._client = open_client()
-            answer = insert_rows(self._client, self._table, rows, timeout=timeout)
-        except RequestRefusedError as refusal:
-            text = str(refusal)
-            return transport.Refusal(transport.Reason(text), is_about_size=text.startswith("413"))
+            if self._channel is None:
+                self._channel = _Channel(open_client())
+            channel = self._channel
+            channel.prepare()
         except Exception as error:  # noqa: BLE001  whatever it is, the rows wait for it
-            failure = error if isinstance(error, TryAgainError) else as_failure(error, ())
-            if not isinstance(failure, TryAgainError):
-                return transport.Refusal(transport.Reason(str(failure)), is_about_size=False)
-            return transport.Failure(
-                transport.Reason(failure.reason),
-                what_to_do=failure.what_to_do,
-                may_be_the_rows=failure.may_be_the_rows,
-                stored="unknown",
-            )
-        refused = (
-            transport.RefusedRow(index, transport.Reason(text), text, is_about_payload=True)
-            for index, text in answer.refused.items()
-        )
-        return transport.Answer(tuple(refused), tuple(answer.again))
+            return why_no_client(error)
+        return channel.insert(self._table, rows, timeout)
 
     def reconnect(self) -> None:
         """Send what is sent from now on over new connections."""
-        if self._client is not None:
-            renew_connections(self._client)
+        if self._channel is not None:
+            reconnect(self._channel.client)
 
     def restart_in_child(self) -> None:
         """Leave connections and locks to the parent: called in the child after a fork."""
-        self._client = self._given_client
-        self.reconnect()
+        client = self._given_client
+        if client is None:
+            abandon_connections()
+            self._channel = None
+        else:
+            renew_connections(client)
+            self._channel = _Channel(client)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What became of the rows of one request; all the others are stored."""
+class _Channel:
+    """A client, and how rows are sent by it.
 
-    refused: dict[int, str]
-    """Index of each row that BigQuery will never take, and why."""
-
-    again: list[int]
-    """Indices of rows that are in order and were not stored: send them again."""
-
-
-def insert_rows(
-    client: Client, table: str, rows: Sequence[Row], *, timeout: float = REQUEST_TIMEOUT
-) -> Answer:
-    """Send ``rows`` in one request that stores the good ones, whatever the others are.
-
-    Args:
-        client: The BigQuery client.
-        table: ``dataset.table`` or ``project.dataset.table``.
-        rows: At most BigQuery's 50,000, and at most 10 MB.
-        timeout: Seconds to wait for the connection, and again for the answer.
-
-    Raises:
-        TryAgainError: The request failed and may pass later.
-        RequestRefusedError: BigQuery will never take these rows together.
+    Google's own method encodes a request by ``json.dumps``, which takes more than twice as long as
+    ours (``python -m benchmarks.tricks``) and lets no other thread run meanwhile. So the encoded
+    text is handed to the client's private connection, if that is what we know it to be. What is not
+    Google's own, or was changed by somebody, is called by ``insert_rows_json`` alone.
     """
-    try:
-        return _as_answer(_insert_all(client, table, rows, timeout), rows)
-    except Exception as error:  # noqa: BLE001  whatever the client raises must not cost the rows
-        failure = as_failure(error, rows)
-    # Not in the except clause: the client's error may quote the payload, and would go with it.
-    raise failure
 
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._is_googles = _is_of_googles_class(client)
+        self._takes_text: bool | None = None
 
-def _insert_all(
-    client: Client, table: str, rows: Sequence[Row], timeout: float
-) -> Sequence[dict[str, Any]]:
-    body = encode_request(rows) if _is_googles_own(client.insert_rows_json) else ""
-    if not body.isascii() or not body:  # which requests sends in different ways
-        return client.insert_rows_json(
+    def prepare(self) -> None:
+        """Import what a request needs, and see how it can be sent."""
+        if self._is_googles:
+            import_client()
+            limit_connections(self.client)
+        if self._takes_text is None:
+            said_once.install()
+            self._takes_text = self._is_googles and _takes_text(self.client)
+
+    def insert(self, table: str, rows: Sequence[Row], timeout: float) -> Answer | Failure | Refusal:
+        """Send ``rows`` in one request that stores the good ones, whatever the others are."""
+        try:
+            request = functools.partial(self._request, table, rows, timeout)
+            return _run(timeout, request)
+        except Exception as error:  # noqa: BLE001  it must not cost the rows
+            return as_failure(error)
+
+    def _request(self, table: str, rows: Sequence[Row], timeout: float) -> Answer | Failure:
+        if self._takes_text and _is_googles_own(self.client.insert_rows_json):
+            body = encode_request(rows)
+            if body.isascii():  # else requests sends it in different ways
+                return read_answer(self._post(table, body, timeout), len(rows))
+        errors = self.client.insert_rows_json(
             table,
             rows,
             row_ids=[row["event_id"] for row in rows],
             skip_invalid_rows=True,
-            # One try: the writer knows when to go on and when to say so.
-            retry=None,  # type: ignore[arg-type]
+            # One try: delivery knows when to go on and when to say so.
+            retry=self._one_try(len(rows)),
             timeout=timeout,
         )
-    from google.cloud.bigquery import TableReference
+        return read_errors(errors, len(rows))
 
-    path = TableReference.from_string(table, default_project=client.project).path
-    answer = client._connection.api_request(  # noqa: SLF001
-        method="POST",
-        path=f"{path}/insertAll",
-        data=body,
-        content_type="application/json",
-        timeout=timeout,
+    def _one_try(self, count: int) -> Any:
+        return _acknowledging(count, None) if self._is_googles else None
+
+    def _post(self, table: str, body: str, timeout: float) -> object:
+        from google.cloud.bigquery import TableReference
+
+        path = TableReference.from_string(table, default_project=self.client.project).path
+        return self.client._connection.api_request(  # noqa: SLF001
+            method="POST",
+            path=f"{path}/insertAll",
+            data=body,
+            content_type="application/json",
+            timeout=timeout,
+        )
+
+
+def insert_patiently(client: Client, table: str, row: Row) -> Answer | Failure | Refusal:
+    """Send ``row`` by ``client.insert_rows_json``, and again what fails for the moment.
+
+    It ends after :data:`REQUEST_TIMEOUT`, all tries together, if the client is Google's own. A
+    client of another make is called once, and as long as it takes.
+    """
+    is_googles = _is_of_googles_class(client)
+    try:
+        import_client()
+        said_once.install()
+        if is_googles:
+            limit_connections(client)
+        insert = functools.partial(
+            client.insert_rows_json,
+            table,
+            [row],
+            row_ids=[row["event_id"]],
+            retry=_acknowledging(1, REQUEST_TIMEOUT * _TRIES),
+            timeout=REQUEST_TIMEOUT,
+        )
+    except Exception as error:  # noqa: BLE001  one contract, whatever the client raises
+        return why_no_client(error) if is_googles else as_failure(error)
+    try:
+        return read_errors(_run(REQUEST_TIMEOUT, insert), 1)
+    except Exception as error:  # noqa: BLE001
+        return as_failure(error)
+
+
+def insert_now(client: Client, table: str, row: Row) -> None:
+    """Send one row, as :func:`insert_patiently`.
+
+    Raises:
+        RuntimeError: BigQuery did not take the row, or was not reached; the message says why.
+    """
+    outcome = insert_patiently(client, table, row)
+    if isinstance(outcome, Answer):
+        reasons = [refused.reason.told([row]) for refused in outcome.refused]
+        if outcome.again:
+            reasons.append("it puts the row off")
+    else:
+        reasons = [outcome.told([row])]
+    if reasons:
+        event_type = escaped(row["event_type"])
+        msg = f"BigQuery did not take event {row['event_id']} ({event_type}): {reasons[0]}"
+        raise RuntimeError(msg)
+
+
+def _run(timeout: float, request: Callable[[], _T]) -> _T:
+    """Call ``request`` within its time, without spans, and without the same warning each time."""
+    within = functools.partial(run_within, timeout, functools.partial(without_spans, request))
+    return said_once.run(within)
+
+
+def _acknowledging(count: int, seconds: float | None) -> Retry:
+    """Make a ``retry`` that looks at the answer before Google's client does, which takes any.
+
+    Args:
+        count: How many rows are sent.
+        seconds: Try again for so long what fails for the moment; None tries once.
+    """
+    is_patient = seconds is not None
+    retry: Retry = _acknowledging_retry()(
+        functools.partial(_acknowledged, count=count, is_patient=is_patient),
+        predicate=_passes if is_patient else lambda _: False,
+        timeout=seconds or REQUEST_TIMEOUT,
     )
-    errors: list[dict[str, Any]] = answer.get("insertErrors", [])
-    return errors
+    return retry
+
+
+@functools.cache
+def _acknowledging_retry() -> type[Any]:
+    from google.api_core.retry import Retry
+
+    class AcknowledgingRetry(Retry):
+        def __init__(self, acknowledged: Callable[[object], object], **options: Any) -> None:
+            super().__init__(**options)
+            self._acknowledged = acknowledged
+
+        def __call__(self, request: Any, *others: Any) -> Any:
+            return super().__call__(lambda: self._acknowledged(request()), *others)
+
+    return AcknowledgingRetry
+
+
+def _acknowledged(answer: Any, *, count: int, is_patient: bool) -> object:
+    """Return ``answer`` in a form that Google's client takes, or raise NotAcknowledgedError."""
+    read = read_answer(answer, count)
+    if isinstance(read, Failure):
+        raise NotAcknowledgedError(read)
+    if is_patient and read.again:
+        reason = Reason("BigQuery puts the row off")
+        raise NotAcknowledgedError(Failure(reason, None, may_be_the_rows=False, stored="no"))
+    errors = answer.get("insertErrors") or ()
+    return {
+        "insertErrors": [
+            {"index": entry.get("index", 0), "errors": entry.get("errors")} for entry in errors
+        ]
+    }
+
+
+def _passes(error: Exception) -> bool:
+    """Whether time mends what Google's client raised."""
+    if not isinstance(error, (OSError, NotAcknowledgedError)):
+        package = type(error).__module__.partition(".")[0]
+        if package not in ("google", "requests", "urllib3"):
+            return False
+    failure = as_failure(error)
+    return isinstance(failure, Failure) and failure.what_to_do is None
 
 
 def encode_request(rows: Sequence[Row]) -> str:
-    """Encode the request that ``insert_rows_json`` would send.
-
-    Its ``json.dumps`` takes more than twice as long (``python -m benchmarks.tricks``), and lets no
-    other thread run meanwhile, which log calls feel.
-    """
+    """Encode the request that ``insert_rows_json`` would send."""
     request = {
         "rows": [{"json": row, "insertId": row["event_id"]} for row in rows],
         "skipInvalidRows": True,
@@ -189,54 +298,41 @@ def encode_request(rows: Sequence[Row]) -> str:
     return orjson.dumps(request).decode()
 
 
-def _is_googles_own(insert_rows_json: object) -> bool:
-    """Whether it is the method of Google's client, which nobody replaced or wrapped."""
+def _is_of_googles_class(client: object) -> bool:
+    return any(kind.__module__.startswith("google.cloud.bigquery") for kind in type(client).__mro__)
+
+
+def _takes_text(client: Client) -> bool:
+    """Whether what we touch of the client besides its methods is as we know it.
+
+    Seen before the first request. An exception that is raised while rows are sent tells nothing of
+    it.
+    """
+    try:
+        inspect.signature(client._connection.api_request).bind(  # noqa: SLF001
+            method="POST", path="", data="", content_type="", timeout=0.0
+        )
+    except (AttributeError, TypeError, ValueError):
+        how = "its connection is not as expected"
+    else:
+        if not _is_googles_own(client.insert_rows_json):
+            return False
+        if _is_googles_own(client._call_api):  # noqa: SLF001
+            return True
+        how = "its _call_api is overridden"
+    say(
+        logging.INFO,
+        "events are sent by insert_rows_json, which takes more CPU: %s of the BigQuery client",
+        how,
+    )
+    return False
+
+
+def _is_googles_own(method: object) -> bool:
+    """Whether it is a method of Google's client, which nobody replaced, wrapped or overrode."""
     # Not imported here: a fork might come in between.
     module = sys.modules.get("google.cloud.bigquery.client")
-    if type(insert_rows_json) is not MethodType or module is None:
+    if type(method) is not MethodType or module is None:
         return False
-    function = insert_rows_json.__func__
+    function = method.__func__
     return type(function) is FunctionType and function.__code__.co_filename == module.__file__
-
-
-def _as_answer(errors: Sequence[dict[str, Any]], rows: Sequence[Row]) -> Answer:
-    refused: dict[int, str] = {}
-    again: list[int] = []
-    for entry in errors or ():
-        index = entry["index"]
-        row = rows[index]
-        if entry["errors"] and all(
-            error.get("reason") in PASSING_REASONS for error in entry["errors"]
-        ):
-            again.append(index)
-        else:
-            refused[index] = reasons_of(entry["errors"], [row])
-    return Answer(refused, again)
-
-
-def insert_now(client: Client, table: str, row: Row) -> None:
-    """Send one row, trying again for up to 30 seconds what fails for the moment.
-
-    Raises:
-        RuntimeError: BigQuery did not take the row, or was not reached; the message says why.
-    """
-    from google.cloud.bigquery import DEFAULT_RETRY
-
-    reason = ""
-    try:
-        errors = client.insert_rows_json(
-            table,
-            [row],
-            row_ids=[row["event_id"]],
-            retry=DEFAULT_RETRY.with_timeout(REQUEST_TIMEOUT),
-            timeout=REQUEST_TIMEOUT,
-        )
-        if errors:
-            details = [error for entry in errors for error in entry["errors"]]
-            reason = reasons_of(details, [row]) or "it gives no reason"
-    except Exception as error:  # noqa: BLE001  one contract, whatever the client raises
-        reason = str(as_failure(getattr(error, "cause", None) or error, [row]))
-    # Not in the except clause: the client's error may quote the payload, and would go with it.
-    if reason:
-        msg = f"BigQuery did not take event {row['event_id']} ({row['event_type']}): {reason}"
-        raise RuntimeError(msg)

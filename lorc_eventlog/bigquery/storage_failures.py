@@ -7,11 +7,12 @@ BigQuery's words and where they come from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
 
-from lorc_eventlog.bigquery.failures import CREDENTIALS, GRANT, WHAT_TO_DO, as_failure
+from lorc_eventlog.bigquery.failures import CREDENTIALS, GRANT, WHAT_TO_DO, why_no_client
 from lorc_eventlog.bigquery.storage_connection import AppendTimeoutError, EndedError
 from lorc_eventlog.bigquery.storage_messages import STORAGE_ERROR_URL, StorageError
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal, RefusedRow
@@ -65,9 +66,7 @@ def failure_of_call(error: Exception, *, timeout: float) -> Failure:
         text = "BigQuery ended the connection without an answer"
         return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
     if not isinstance(error, grpc.RpcError):  # no credentials, no project
-        failure = as_failure(error, ())
-        what_to_do = getattr(failure, "what_to_do", None)
-        return Failure(Reason(str(failure)), what_to_do, may_be_the_rows=False, stored="no")
+        return replace(why_no_client(error), may_be_the_rows=False, stored="no")
     code = error.code()
     details = " ".join((error.details() or "").split())
     return Failure(

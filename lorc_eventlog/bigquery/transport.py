@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from lorc_eventlog.bigquery.redaction import redact
+from lorc_eventlog.diagnostics import escaped
+
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
 
@@ -39,10 +42,8 @@ class Reason:
     def told(self, rows: Sequence[Row]) -> str:
         """Return the reason for a diagnostic, without any word that is private to ``rows``."""
         if not self.quoted:
-            return self.text
-        from lorc_eventlog.bigquery.redaction import redact
-
-        return f"{self.text}: {redact(self.quoted, rows)}"
+            return escaped(self.text)
+        return escaped(f"{self.text}: {redact(self.quoted, rows)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ class Failure:
     stored: Literal["no", "unknown"]
     """Whether the rows may have been stored all the same."""
 
+    def told(self, rows: Sequence[Row]) -> str:
+        """Return the reason, as :meth:`Reason.told`, and what to do."""
+        reason = self.reason.told(rows)
+        return f"{reason}: {self.what_to_do}" if self.what_to_do else reason
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -88,6 +94,10 @@ class Refusal:
     reason: Reason
     is_about_size: bool
     """Whether the request is too large, so that a single row of it can never pass."""
+
+    def told(self, rows: Sequence[Row]) -> str:
+        """Return the reason, as :meth:`Reason.told`."""
+        return self.reason.told(rows)
 
 
 class Transport(Protocol):

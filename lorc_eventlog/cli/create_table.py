@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
-from lorc_eventlog.bigquery.table import (
+from lorc_eventlog.bigquery.create import (
     create_events_table,
     deduplicated_view_ddl,
     events_table_ddl,
 )
+from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.cli.diagnosis import Finding, check_columns
 from lorc_eventlog.cli.output import BAD, GOOD, examples, say
 from lorc_eventlog.cli.query import ONE_TRY, connected, events_reference

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE, PROJECT_VARIABLE, open_client
+from lorc_eventlog.bigquery.create import table_problems
 from lorc_eventlog.bigquery.failures import GRANT
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_now
 from lorc_eventlog.bigquery.table import (
@@ -20,7 +21,6 @@ from lorc_eventlog.bigquery.table import (
     TABLE_VARIABLE,
     events_project,
     events_table,
-    table_problems,
 )
 from lorc_eventlog.cli.output import BAD, GOOD, UNKNOWN
 from lorc_eventlog.cli.query import (
@@ -111,7 +111,7 @@ def diagnose(*, write: bool) -> Iterator[Finding]:
     try:
         client = open_client()
     except OSError as error:
-        yield Finding("project", BAD, *what_failed(error))
+        yield Finding("project", BAD, *why_no_client(error))
         return
     with contextlib.closing(client):
         yield Finding("project", GOOD, f"{client.project}, {where_it_is_from(client.project)}")

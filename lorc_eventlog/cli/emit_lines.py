@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.bigquery.failures import RequestRefusedError, TryAgainError
-from lorc_eventlog.bigquery.insert_all import LIMITS, REQUEST_TIMEOUT, insert_rows
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal, RefusedRow
-from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue
+from lorc_eventlog.bigquery.transport import Answer, Failure
+from lorc_eventlog.delivery.courier import Courier
+from lorc_eventlog.delivery.queue import DeliveryQueue
+from lorc_eventlog.delivery.report import Report
+from lorc_eventlog.delivery.senders import REQUEST_TIMEOUT
+from lorc_eventlog.delivery.settlement import Settlement
+from lorc_eventlog.diagnostics import Notes
+from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.bigquery.transport import Refusal, Transport
+    from lorc_eventlog.events.envelope import Envelope
     from lorc_eventlog.events.row import Row
 
 BATCH_ROWS = 500
@@ -126,114 +133,131 @@ def deliver(client: Client, rows: dict[str, Row], complain: Complain) -> Iterato
     """
     delivery = _Delivery(client, [*rows.values()])
     delivery.run()
+    left = False
     for where, row in rows.items():
-        refusal = delivery.settled.get(row["event_id"], "")
-        if refusal is None:
-            yield row["event_id"]
-        elif refusal:
-            complain(where, refusal)
-    if len(delivery.settled) < len(rows):
+        event_id = row["event_id"]
+        if event_id in delivery.transport.stored:
+            yield event_id
+        elif event_id in delivery.refused:
+            complain(where, delivery.refused[event_id])
+        else:
+            left = True
+    if left:
         raise RuntimeError(_what_is_left(rows, delivery))
 
 
+class _Silent(Notes):
+    """Takes messages of delivery that nobody is to hear: the command has words of its own."""
+
+    def note(self, level: int, message: str, *arguments: object) -> None:
+        """Forget it."""
+
+
+class _Watched:
+    """A transport that remembers what its outcomes tell about the rows."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.limits = transport.limits
+        self.stored: set[str] = set()
+        """The event_ids of the rows that BigQuery has."""
+        self.may_have_stored_others = False
+        self.is_hopeless = False
+        """Whether it failed for a reason that time does not mend."""
+        self._transport = transport
+        self.reconnect = transport.reconnect
+        self.restart_in_child = transport.restart_in_child
+
+    @property
+    def is_connected(self) -> bool:
+        return self._transport.is_connected
+
+    def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
+        outcome = self._transport.send(rows, timeout=timeout)
+        if isinstance(outcome, Answer):
+            unstored = {refused.index for refused in outcome.refused}.union(outcome.again)
+            self.stored.update(
+                row["event_id"] for index, row in enumerate(rows) if index not in unstored
+            )
+        elif isinstance(outcome, Failure):
+            self.may_have_stored_others |= outcome.stored == "unknown"
+            self.is_hopeless |= outcome.what_to_do is not None
+        return outcome
+
+
 class _Delivery:
-    """Some rows on their way, and what became of each."""
+    """Some rows on their way, and what became of each. The parts of the background, on one thread.
+
+    Nothing is sent after :meth:`run`.
+    """
 
     def __init__(self, client: Client, rows: list[Row]) -> None:
-        self.settled: dict[str, str | None] = {}
-        """By event_id, why BigQuery will never take it; None if BigQuery has it."""
-        self.failure = "BigQuery puts them off"
-        """Why the others are not settled."""
-        self.may_have_stored_others = False
-        self._client = client
-        self._count = len(rows)
+        self.refused: dict[str, str] = {}
+        """By event_id, why BigQuery will never take it."""
+        self.transport = _Watched(InsertAllTransport(client, events_table()))
         self._queue = DeliveryQueue(
             batch_rows=BATCH_ROWS,
             flush_interval=0.0,
             capacity=sys.maxsize,
             capacity_bytes=sys.maxsize,
-            limits=LIMITS,
+            limits=self.transport.limits,
         )
-        now = time.monotonic()
+        self._report = Report(_Silent(), full="", spool_dir=None)
+        lock = Lock()
+        settlement = Settlement(lock, self._queue, self._report, self._refuse, int)
+        self._courier = Courier(lock, self._queue, self.transport, settlement, self._report)
         for row in rows:
-            self._queue.add(row, now)
-        self._give_up_at = now + PATIENCE
+            self._queue.add(row, time.monotonic())
+
+    @property
+    def failure(self) -> str:
+        """Why the others are not settled."""
+        return str(self._report.last_error or "BigQuery puts them off")
+
+    def is_settled(self, event_id: str) -> bool:
+        """Whether BigQuery has the event, or will never take it."""
+        return event_id in self.transport.stored or event_id in self.refused
 
     def run(self) -> None:
         """Send until all is settled, or it is time to give up."""
-        while len(self.settled) < self._count and (now := time.monotonic()) < self._give_up_at:
+        held, give_up_at = self._queue.held, time.monotonic() + PATIENCE
+        while self._queue.held and not self.transport.is_hopeless:
+            now = time.monotonic()
+            if self._queue.held < held:
+                held, give_up_at = self._queue.held, now + PATIENCE
             if self._queue.holds_only_doubtful:  # nothing else is sent that could clear them
                 for letter in self._queue.drop_doubtful(sys.maxsize):
-                    self._settle(letter.row, letter.reason.text)
-                return
-            batch, seconds, _ = self._queue.take(now, alone=True)
-            if batch is None:
-                time.sleep(min(seconds or 0.0, self._give_up_at - now))
+                    self.refused[letter.row["event_id"]] = letter.reason.told([letter.row])
+            elif now >= give_up_at:
+                break
             else:
-                self._send(batch, now)
+                self._send(now, give_up_at)
 
-    def _send(self, batch: Batch, started: float) -> None:
-        timeout = min(REQUEST_TIMEOUT, self._give_up_at - started)
-        now = time.monotonic
-        queue = self._queue
-        try:
-            answer = insert_rows(self._client, events_table(), batch.rows, timeout=timeout)
-        except RequestRefusedError as error:
-            refusal = Refusal(Reason(str(error)), is_about_size=str(error).startswith("413"))
-            self._give_up(batch, queue.refused(batch, refusal, now()).dead)
-        except TryAgainError as failure:
-            self._failed(batch, failure, started)
-        else:
-            refused = tuple(
-                RefusedRow(index, Reason(why), why, is_about_payload=True)
-                for index, why in answer.refused.items()
-            )
-            verdict = queue.succeeded(batch, Answer(refused, tuple(answer.again)), now())
-            for row in verdict.stored:
-                self._settle(row, None)
-            self._give_up(batch, verdict.dead)
-
-    def _failed(self, batch: Batch, failure: TryAgainError, started: float) -> None:
-        self.failure = str(failure)
-        # A 503 does not accuse the rows, and they may be stored nevertheless.
-        if failure.may_be_the_rows or failure.reason.startswith("503"):
-            self.may_have_stored_others = True
-        now = time.monotonic()
-        if failure.what_to_do is not None:  # time does not mend it
-            self._give_up_at = now
+    def _send(self, now: float, give_up_at: float) -> None:
+        task, wait = self._courier.choose(now, min(REQUEST_TIMEOUT, give_up_at - now))
+        if task is None:
+            time.sleep(min(wait or 0.0, give_up_at - now))
             return
-        verdict = self._queue.failed(
-            batch,
-            Failure(
-                Reason(self.failure),
-                what_to_do=None,
-                may_be_the_rows=failure.may_be_the_rows,
-                stored="unknown",
-            ),
-            started=started,
-            now=now,
-        )
-        self._give_up(batch, verdict.dead)
+        try:
+            task()
+        finally:
+            self._courier.put_down()
 
-    def _give_up(self, batch: Batch, dead: list[DeadLetter]) -> None:
-        self._queue.dead_lettered(batch, dead)
-        for letter in dead:
-            self._settle(letter.row, letter.reason.text)
-
-    def _settle(self, row: Row, refusal: str | None) -> None:
-        self.settled[row["event_id"]] = refusal
-        self._give_up_at = time.monotonic() + PATIENCE
+    def _refuse(self, envelope: Envelope, reason: str) -> None:
+        self.refused[envelope["event_id"]] = reason
 
 
 def _what_is_left(rows: dict[str, Row], delivery: _Delivery) -> str:
     spans = []
-    settled = delivery.settled
-    for is_settled, run in groupby(rows, key=lambda where: rows[where]["event_id"] in settled):
-        if not is_settled:
-            first, *others = run
+    count = 0
+    for settled, run in groupby(
+        rows, key=lambda where: delivery.is_settled(rows[where]["event_id"])
+    ):
+        first, *others = run
+        if not settled:
+            count += 1 + len(others)
             spans.append(f"{first} to {others[-1].removeprefix('line ')}" if others else first)
-    be = "is not" if len(rows) - len(settled) == 1 else "are not"
-    if delivery.may_have_stored_others:
+    be = "is not" if count == 1 else "are not"
+    if delivery.transport.may_have_stored_others:
         be = "may or may not be"
     *_, last = rows
     later = f", no line after {last[5:]} is" if last.startswith("line ") else ""

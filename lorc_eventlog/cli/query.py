@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from lorc_eventlog.bigquery import failures
 from lorc_eventlog.bigquery.client import open_client
-from lorc_eventlog.bigquery.failures import CREDENTIALS, TryAgainError, as_failure
+from lorc_eventlog.bigquery.failures import as_failure
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.bigquery.table import events_table, whole_table
+from lorc_eventlog.bigquery.transport import Failure, Refusal
 from lorc_eventlog.cli.output import Trouble
 
 if TYPE_CHECKING:
@@ -124,18 +126,19 @@ def what_failed(error: Exception) -> tuple[str, str | None]:
     """Say what ``error`` means, and what to do."""
     from google.api_core.exceptions import NotFound
 
-    failure = as_failure(getattr(error, "cause", None) or error, ())
-    if not isinstance(failure, TryAgainError):
-        return str(failure), None
+    failure = as_failure(error)
+    told = failure.reason.told(())
+    if isinstance(failure, Refusal):
+        return told, None
     if isinstance(error, NotFound):
-        return failure.reason, "`lorc-eventlog check` tells what is missing"
-    return failure.reason, failure.what_to_do or WAIT
+        return told, "`lorc-eventlog check` tells what is missing"
+    return told, failure.what_to_do or WAIT
 
 
 def passes(error: Exception) -> bool:
     """Whether time mends ``error``: an outage, the network, a rate limit."""
-    failure = as_failure(getattr(error, "cause", None) or error, ())
-    return isinstance(failure, TryAgainError) and failure.what_to_do is None
+    failure = as_failure(error)
+    return isinstance(failure, Failure) and failure.what_to_do is None
 
 
 def not_understood(error: Exception) -> tuple[str, str]:
@@ -148,9 +151,5 @@ def not_understood(error: Exception) -> tuple[str, str]:
 
 def why_no_client(error: Exception) -> tuple[str, str | None]:
     """Say why there are no credentials, or no client."""
-    from google.auth.exceptions import GoogleAuthError
-
-    if isinstance(error, (GoogleAuthError, OSError)):
-        return what_failed(error)
-    # What google-auth raises for a file that is no key; it may quote the file.
-    return f"no credentials ({type(error).__name__})", CREDENTIALS
+    failure = failures.why_no_client(error)
+    return failure.reason.told(()), failure.what_to_do or WAIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.cli.drain import drain
 from lorc_eventlog.cli.output import (
     BAD,
@@ -48,8 +50,8 @@ WIDEST_LINE = 200
 def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
     """Show the events that wait on disk in DIR, a spool_dir.
 
-    With --drain, deliver them, but for those of living processes, which do it themselves. What
-    BigQuery does not take for a minute stays on disk.
+    With --drain, deliver them, but for those of living processes, which do it themselves, and of
+    other tables. What BigQuery does not take for a minute stays on disk.
 
     The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
     rejected or is left.
@@ -59,7 +61,12 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
     reports = look_at_spool(directory)
     shown: dict[str, Any] = {}
     if is_drained:
-        orphans = {report.path for report in reports if state_of(report) == "orphaned"}
+        ours = (None, own_table())
+        orphans = {
+            report.path
+            for report in reports
+            if state_of(report) == "orphaned" and report.table in ours
+        }
         expected = sum(report.events for report in reports if report.path in orphans)
         shown = drain_spool(directory, expected)
         reports = look_at_spool(directory)
@@ -74,6 +81,7 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
             "events": report.events,
             "bytes": report.size,
             "oldest": report.oldest,
+            "table": report.table,
             "trouble": trouble_of(report),
         }
         for report in reports
@@ -96,6 +104,14 @@ def look_at_spool(directory: Path) -> list[SegmentReport]:
     except OSError as error:
         msg = f"{error.filename} cannot be read: {error.strerror}"
         raise Trouble(msg) from None
+
+
+def own_table() -> str | None:
+    """Return the table that the environment names; None if it names none."""
+    try:
+        return events_table()
+    except RuntimeError:
+        return None
 
 
 def state_of(report: SegmentReport) -> str:
@@ -156,6 +172,7 @@ def print_spool(directory: Path, shown: dict[str, Any]) -> None:
     for file in shown["files"]:
         if file["trouble"]:
             say(BAD, f"{file['file']}: {file['trouble']}", console=Console(stderr=True))
+    print_other_tables(shown)
     if "left" in shown:
         done, rejected, left = (f"{shown[name]:,}" for name in ("delivered", "rejected", "left"))
         mark = BAD if shown["left"] or shown["rejected"] else GOOD
@@ -168,3 +185,19 @@ def print_spool(directory: Path, shown: dict[str, Any]) -> None:
         say(UNKNOWN, waiting, "the next process with this spool_dir delivers them, or --drain")
     else:
         say(GOOD, waiting)
+
+
+def print_other_tables(shown: dict[str, Any]) -> None:
+    """Show which events only processes of other tables deliver."""
+    ours = own_table()
+    others: Counter[str] = Counter()
+    for file in shown["files"]:
+        if file["state"] == "orphaned" and ours is not None and file["table"] not in {None, ours}:
+            others[file["table"]] += file["events"]
+    for table, events in others.items():
+        say(
+            UNKNOWN,
+            f"{events:,} events of dead processes belong to the table {table}",
+            "its processes deliver them, or --drain with EVENTS_BQ_DATASET and EVENTS_BQ_TABLE "
+            "set to it",
+        )

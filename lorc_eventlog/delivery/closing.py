@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from lorc_eventlog.delivery.report import Left
 from lorc_eventlog.diagnostics import logger, say_on_stderr
 from lorc_eventlog.lifecycle import exit as process_exit
 
@@ -112,11 +113,12 @@ class Closing:
         return self._senders.others()
 
     def _say_what_is_left(self, why: str) -> None:
-        left, kept = self._senders.run(self._left)
+        left = self._senders.run(self._left)
         if self.exit_deadline is None:
-            logger.error("%s", self._report.left_by_close(left, kept, why))
+            logger.error("%s", self._report.left_by_close(left, why))
         else:
-            say_on_stderr(self._report.left_at_exit(left, kept, why))
+            say_on_stderr(self._report.left_at_exit(left, why))
 
-    def _left(self) -> tuple[int, int]:
-        return self._queue.held + len(self._inbox.rows), self._queue.kept
+    def _left(self) -> Left:
+        queue = self._queue
+        return Left(queue.held + len(self._inbox.rows), queue.kept, queue.in_doubt)

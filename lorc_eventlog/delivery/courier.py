@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.bigquery.client import import_guard
 from lorc_eventlog.events.row import finish
 
 if TYPE_CHECKING:
@@ -103,7 +102,6 @@ class Courier:
             self._settlement.interrupt(batch, error)
 
     def _send(self, batch: Batch, timeout: float) -> None:
-        import_guard.run(_import_what_requests_needs)
         started = time.monotonic()
         for row in batch.rows:
             finish(row)
@@ -137,11 +135,3 @@ class Courier:
             result = chore()
         finally:
             self._lock.run(self._settlement.end_chore, result)
-
-
-def _import_what_requests_needs() -> None:
-    """Import what requests would import with its first request.
-
-    A fork may come in between: every request of the child would wait for that import for ever.
-    """
-    import netrc  # noqa: F401

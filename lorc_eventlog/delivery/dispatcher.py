@@ -123,8 +123,12 @@ class Dispatcher:
         # between, the result is a spurious call, not an unnoticed row.
         self._senders.call_lookout()
         while not self._queue.accept(row, time.monotonic()):
+            if self._blocks and self._queue.holds_only_doubtful:
+                # Hazard: the call would wait for ever, because only a new row can decide.
+                self._queue.add(row, time.monotonic())
+                break
             if not (self._wait_for_room() if self._blocks else self._drop_doubtful(row)):
-                self._settlement.drop(1)
+                self._settlement.drop()
                 break
         self._senders.share_work()
         self._senders.open_inbox()
@@ -142,7 +146,7 @@ class Dispatcher:
 
     def _drop_doubtful(self, row: Row) -> bool:
         dropped = self._queue.drop_doubtful(row_bytes(row))
-        self._settlement.dropped_doubtful(dropped)
+        self._settlement.drop_doubtful(dropped)
         return bool(dropped)
 
     # Waiting for delivery

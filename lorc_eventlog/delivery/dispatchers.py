@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from lorc_eventlog.delivery.options import WriterOptions
 
+INTERVAL_OF_A_JOB = 0.05
+"""Seconds. ``flush_interval`` is no longer in a child of a fork that may end by ``os._exit``: what
+is not sent by then is lost."""
+
 
 class Dispatchers:
     """Makes the dispatcher that takes new rows, and replaces it when its lock cannot be used.
@@ -104,12 +108,15 @@ class Dispatchers:
 
     def _make(self, transport: InsertAllTransport) -> Dispatcher:
         options = self._options
-        queue, report = _make_queue(options, self._table, Notes())
+        flush_interval = options.flush_interval
+        if fork.may_end_at_once():
+            flush_interval = min(flush_interval, INTERVAL_OF_A_JOB)
+        queue, report = _make_queue(options, self._table, Notes(), flush_interval)
         dispatcher = Dispatcher(
             queue,
             transport,
             report,
-            flush_interval=options.flush_interval,
+            flush_interval=flush_interval,
             blocks=options.overflow == "block",
             close_timeout=options.close_timeout,
             on_dead_letter=options.on_dead_letter,
@@ -118,11 +125,13 @@ class Dispatchers:
         return dispatcher
 
 
-def _make_queue(options: WriterOptions, table: str, notes: Notes) -> tuple[DeliveryQueue, Report]:
+def _make_queue(
+    options: WriterOptions, table: str, notes: Notes, flush_interval: float
+) -> tuple[DeliveryQueue, Report]:
     bounds = f"capacity {options.capacity:,} events, capacity_bytes {options.capacity_bytes:,}"
     arguments: dict[str, Any] = {
         "batch_rows": options.batch_rows,
-        "flush_interval": options.flush_interval,
+        "flush_interval": flush_interval,
         "capacity": options.capacity,
         "capacity_bytes": options.capacity_bytes,
         "limits": LIMITS,

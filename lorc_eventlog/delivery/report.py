@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorc_eventlog.diagnostics import Notes, Throttle
 from lorc_eventlog.lifecycle.fork import ForkLock
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Failure, Reason
+    from lorc_eventlog.delivery.queue import Trouble
     from lorc_eventlog.events.row import Row
 
 OUTAGE_INTERVAL = 60.0
@@ -23,11 +24,23 @@ OUTAGE_INTERVAL = 60.0
 DROP_INTERVAL = 5.0
 """Seconds between two messages about events that were dropped."""
 
+LOOK_AT_THE_TABLE = "run `lorc-eventlog check`"
+
 _saying = ForkLock(fork_waits=5.0)
 """Keeps a fork from coming in the middle of a message of a sender thread.
 
 Python's ``stderr`` has a lock that nobody releases in the child of a fork.
 """
+
+
+class Left(NamedTuple):
+    """What is not delivered in the end."""
+
+    events: int
+    kept: int
+    """How many of them are on disk."""
+    in_doubt: Trouble | None
+    """Those that BigQuery refused for a reason that may be the table's."""
 
 
 class Cause:
@@ -61,6 +74,11 @@ class Cause:
 def count_of(events: int) -> str:
     """Return ``1 event``, ``1,204 events``."""
     return "1 event" if events == 1 else f"{events:,} events"
+
+
+def are(events: int) -> str:
+    """Return ``1 event is``, ``1,204 events are``."""
+    return f"{count_of(events)} {'is' if events == 1 else 'are'}"
 
 
 class Report:
@@ -107,6 +125,20 @@ class Report:
         """BigQuery refused a request or a row."""
         self.last_error = Cause(reason, rows)
 
+    def in_trouble(self, trouble: Trouble, now: float) -> None:
+        """BigQuery refuses rows for a reason that may be the table's, and stores no others."""
+        self.last_error = Cause(trouble.reason, trouble.rows)
+        if self._outages.lets_through(now, LOOK_AT_THE_TABLE):
+            self._in_outage = True
+            self._notes.note(
+                logging.ERROR,
+                "BigQuery refuses all events, so the table may be wrong; retrying, %s waiting: "
+                "%s: %s",
+                are(trouble.count),
+                self.last_error,
+                LOOK_AT_THE_TABLE,
+            )
+
     def accepted(self, *, waiting: int) -> None:
         """BigQuery stored rows."""
         if self._in_outage:
@@ -114,7 +146,7 @@ class Report:
             self._notes.note(
                 logging.INFO,
                 "BigQuery is accepting events again; %s waiting",
-                f"{count_of(waiting)} {'is' if waiting == 1 else 'are'}",
+                are(waiting),
             )
 
     def dropped(self, count: int, now: float) -> None:
@@ -156,27 +188,34 @@ class Report:
                 *what,
             )
 
-    def left_by_close(self, left: int, kept: int, why: str) -> str:
+    def left_by_close(self, left: Left, why: str) -> str:
         """Tell that ``close`` ended before everything was delivered."""
-        where = "" if self._spool_dir is None else f" ({kept:,} of them in {self._spool_dir})"
+        where = "" if self._spool_dir is None else f" ({left.kept:,} of them in {self._spool_dir})"
         return (
-            f"{count_of(left)} {'is' if left == 1 else 'are'} still waiting{where}: {why}"
-            f"; they are sent for as long as the process lives: {self._last()}"
+            f"{are(left.events)} still waiting{where}: {self._why(left, why)}"
+            f"; they are sent for as long as the process lives: {self._last(left)}"
         )
 
-    def left_at_exit(self, left: int, kept: int, why: str) -> str:
+    def left_at_exit(self, left: Left, why: str) -> str:
         """Tell what becomes of events that are not delivered when the process ends."""
+        why, last = self._why(left, why), self._last(left)
         if self._spool_dir is None:
-            return f"lost {count_of(left)}: {why} (set spool_dir to keep them): {self._last()}"
+            return f"lost {count_of(left.events)}: {why} (set spool_dir to keep them): {last}"
         told = []
-        if left > kept:
-            told.append(f"lost {count_of(left - kept)} that the disk did not take")
-        if kept:
-            stay = "stays" if kept == 1 else "stay"
-            told.append(f"{count_of(kept)} {stay} in {self._spool_dir} for the next start")
-        return f"{'; '.join(told)}: {why}: {self._last()}"
+        if left.events > left.kept:
+            told.append(f"lost {count_of(left.events - left.kept)} that the disk did not take")
+        if left.kept:
+            stay = "stays" if left.kept == 1 else "stay"
+            told.append(f"{count_of(left.kept)} {stay} in {self._spool_dir} for the next start")
+        return f"{'; '.join(told)}: {why}: {last}"
 
-    def _last(self) -> str:
+    def _why(self, left: Left, why: str) -> str:
+        return why if left.in_doubt is None else f"{why}, and refused {left.in_doubt.count:,}"
+
+    def _last(self, left: Left) -> str:
+        doubt = left.in_doubt
+        if doubt is not None:
+            return f"{Cause(doubt.reason, doubt.rows)}: {LOOK_AT_THE_TABLE}"
         return str(self.last_error or "BigQuery did not answer")
 
     def _outage(self, what_to_do: str | None, waiting: int, now: float) -> None:
@@ -185,6 +224,6 @@ class Report:
             self._notes.note(
                 logging.ERROR if what_to_do else logging.WARNING,
                 "BigQuery is not accepting events; retrying, %s waiting: %s",
-                f"{count_of(waiting)} {'is' if waiting == 1 else 'are'}",
+                are(waiting),
                 self.last_error,
             )

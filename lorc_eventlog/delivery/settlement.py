@@ -95,14 +95,15 @@ class Settlement:
             if letters:
                 self._lock.run(self._queue.dead_lettered, batch, [*letters])
 
-    def drop(self, count: int) -> None:
-        """Count rows that found no room. Under the lock."""
-        self._dropped += count
-        self._report.dropped(count, time.monotonic())
+    def drop(self) -> None:
+        """Count a row that found no room. Under the lock."""
+        self._dropped += 1
+        self._report.dropped(1, time.monotonic())
 
-    def dropped_doubtful(self, letters: Sequence[DeadLetter]) -> None:
-        """Report rows that the queue dropped, and counted, to make room. Under the lock."""
+    def drop_doubtful(self, letters: Sequence[DeadLetter]) -> None:
+        """Report rows in doubt that the queue dropped, and counted. Under the lock."""
         if letters:
+            self._report.refused(letters[-1].reason, [letters[-1].row])
             self._report.dropped(len(letters), time.monotonic())
 
     def stats(self, unnoticed: Sized) -> tuple[WriterStats, Cause | str | None]:
@@ -159,6 +160,8 @@ class Settlement:
         else:
             verdict = queue.refused(batch, outcome, now)
             self._report.refused(outcome.reason, batch.rows)
+        if queue.trouble is not None:
+            self._report.in_trouble(queue.trouble, now)
         self._changed()
         return verdict
 

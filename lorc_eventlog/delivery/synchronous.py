@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from lorc_eventlog.bigquery.client import open_client, renew_connections
-from lorc_eventlog.bigquery.failures import as_failure
+from lorc_eventlog.bigquery.client import open_client
+from lorc_eventlog.bigquery.connections import renew_connections
+from lorc_eventlog.bigquery.failures import why_no_client
 from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
@@ -18,6 +19,7 @@ from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import Row, finish, row_at
 from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -87,18 +89,12 @@ class ForegroundWriter:
             if self._sink is None:
                 events_table()
         self._client = bq_client
-        self._begin()
+        self._counters = _Counters()
         fork.register(self)
 
     def _find_sink(self) -> None:
         self._sink = chosen_sink()
         self._is_sink_known = True
-
-    def _begin(self) -> None:
-        self._lock = threading.RLock()  # re-entrant: a signal handler may log
-        self._delivered = 0
-        self._rejected = 0
-        self._last_error: str | None = None
 
     def emit(
         self,
@@ -133,12 +129,9 @@ class ForegroundWriter:
         try:
             insert_now(self._own_client(), events_table(), row)
         except Exception as error:
-            with self._lock:
-                self._rejected += 1
-                self._last_error = describe(error)
+            self._counters.count_rejected(describe(error))
             raise
-        with self._lock:
-            self._delivered += 1
+        self._counters.count_delivered()
 
     def __enter__(self) -> Self:
         return self
@@ -156,29 +149,59 @@ class ForegroundWriter:
     def stats(self) -> WriterStats:
         """Return the counters; an event that was not delivered in the call is ``rejected``."""
         fork.restart_if_forked()
-        with self._lock:
-            return WriterStats(
-                submitted=self._delivered + self._rejected,
-                delivered=self._delivered,
-                rejected=self._rejected,
-                dropped=0,
-                retries=0,
-                buffered=0,
-                spooled=0,
-                last_error=self._last_error,
-            )
+        return self._counters.stats()
 
     def _own_client(self) -> Client:
         if self._client is None:
             try:
                 self._client = open_client()
             except Exception as error:
-                msg = f"there is no BigQuery client: {as_failure(error, ())}"
+                msg = f"there is no BigQuery client: {why_no_client(error).told(())}"
                 raise RuntimeError(msg) from error
         return self._client
 
     def restart_in_child(self) -> None:
-        """Leave the parent's connections to the parent."""
+        """Count from zero, and leave the parent's connections to the parent."""
+        fresh = _Counters()
+        # Signal safety: a log call in the middle of this calls it once more. Its count must stay.
+        if self._counters.pid != fresh.pid:
+            self._counters = fresh
         if self._client is not None:
             renew_connections(self._client)
-        self._begin()
+
+
+class _Counters:
+    """What became of the events of one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._lock = Lock()
+        self._delivered = 0
+        self._rejected = 0
+        self._last_error: str | None = None
+
+    def count_delivered(self) -> None:
+        self._lock.run(self._count, 1, 0)
+
+    def count_rejected(self, error: str) -> None:
+        self._last_error = error
+        self._lock.run(self._count, 0, 1)
+
+    def stats(self) -> WriterStats:
+        return self._lock.run(self._stats)
+
+    def _count(self, delivered: int, rejected: int) -> None:
+        self._delivered += delivered
+        self._rejected += rejected
+
+    def _stats(self) -> WriterStats:
+        return WriterStats(
+            submitted=self._delivered + self._rejected,
+            delivered=self._delivered,
+            rejected=self._rejected,
+            dropped=0,
+            retries=0,
+            buffered=0,
+            spooled=0,
+            last_error=self._last_error,
+        )

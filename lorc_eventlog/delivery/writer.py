@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Literal, Self
 
-from lorc_eventlog.bigquery.client import prepare
+from lorc_eventlog.bigquery.imports import prepare
 from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.options import (
     MAX_SECONDS,

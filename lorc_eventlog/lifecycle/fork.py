@@ -16,6 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from lorc_eventlog.diagnostics import say_on_stderr
@@ -86,6 +87,39 @@ def has_forked() -> bool:
     return not page[0]
 
 
+_ORDERLY = frozenset(
+    {
+        "billiard.popen_fork",
+        "gunicorn.arbiter",
+        "multiprocessing.forkserver",
+        "multiprocessing.popen_fork",
+    }
+)
+"""Modules that fork and let the child end in order: our hooks run before it is gone."""
+
+_may_end_at_once = False
+
+
+def may_end_at_once() -> bool:
+    """Whether this is a child that none of the known pools and servers forked.
+
+    Whoever forks for each job (rq, PySpark, Airflow, runners of one's own) mostly ends the child by
+    ``os._exit``: no hook of ours runs there.
+    """
+    return _may_end_at_once
+
+
+def _is_forked_by_a_stranger() -> bool:
+    if "uwsgi" in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  who called os.fork is in the stack
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _ORDERLY:
+            return False
+        frame = frame.f_back
+    return True
+
+
 _first: list[Participant] = []
 _participants: weakref.WeakSet[Participant] = weakref.WeakSet()
 
@@ -120,6 +154,8 @@ class _Restart:
         if page[0]:
             return  # another thread did it
         if self._left is None:
+            global _may_end_at_once  # noqa: PLW0603  before the first part asks
+            _may_end_at_once = _is_forked_by_a_stranger()
             self._left = [*_first, *_participants]
         # Signal safety: a participant leaves the list when it has started anew. A signal handler
         # that raises, or logs, in the middle of one begins with that one again.

@@ -1,11 +1,10 @@
-"""The client that is made when none is given, and what becomes of it after a fork."""
+"""The client that is made when none is given."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
+import logging
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import bigquery
-from requests.cookies import RequestsCookieJar
 
 from lorc_eventlog import emit
-from lorc_eventlog.bigquery.client import open_client, renew_connections
+from lorc_eventlog.bigquery.client import open_client, said_once
+from lorc_eventlog.bigquery.imports import despite_warnings
 from scripted_bigquery import ScriptedBigQuery
 
 
@@ -90,74 +89,63 @@ def test_without_a_project_google_says_so() -> None:
         open_client()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_after_a_fork_the_child_has_connections_of_its_own(
-    scripted: ScriptedBigQuery, client: bigquery.Client
+# What google-auth says meanwhile
+
+
+@pytest.fixture
+def metadata_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is none of Google's."""
+
+    def look(**_: object) -> Any:
+        logger = logging.getLogger("google.auth.compute_engine._metadata")
+        for attempt in range(1, 4):
+            logger.warning("Metadata server unavailable on attempt %s of %s", attempt, 3)
+        raise DefaultCredentialsError("none were found")
+
+    monkeypatch.delenv("BIGQUERY_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr(bigquery, "Client", look)
+
+
+@pytest.mark.usefixtures("metadata_is_away")
+def test_while_there_are_no_credentials_google_auth_says_so_once(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    emit("of.parent", {}, source="s", bq_client=client)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            renew_connections(client)
-            emit("of.child", {}, source="s", bq_client=client)
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    emit("of.parent", {}, source="s", bq_client=client)
-    first, of_child, second = scripted.requests
-    assert first.client_port == second.client_port != of_child.client_port
-    assert [row["event_type"] for row in scripted.rows] == ["of.parent", "of.child", "of.parent"]
+    for _ in range(5):
+        with pytest.raises(DefaultCredentialsError):
+            open_client()
+    assert caplog.messages == ["Metadata server unavailable on attempt 1 of 3"]
+    # What another thread does is its own affair.
+    logging.getLogger("google.auth.compute_engine._metadata").warning(
+        "Metadata server unavailable on attempt %s of %s", 1, 3
+    )
+    assert len(caplog.messages) == 2
+    said_once.run(lambda: None)  # credentials are there again
+    with pytest.raises(DefaultCredentialsError):
+        open_client()
+    assert len(caplog.messages) == 3
 
 
-def test_renewed_connections_keep_their_settings(client: bigquery.Client) -> None:
-    before = client._http.get_adapter("http://")
-    before.max_retries = 7
-    renew_connections(client)
-    after = client._http.get_adapter("http://")
-    assert after is not before
-    assert after.max_retries == 7
-    # The session that refreshes tokens has sockets, too.
-    tokens = client._http._auth_request.session
-    adapter = tokens.get_adapter("https://")
-    renew_connections(client)
-    assert tokens.get_adapter("https://") is not adapter
-
-
-def test_a_client_of_another_make_is_left_alone() -> None:
-    renew_connections(object())  # type: ignore[arg-type]
-
-
-def test_where_requests_was_never_imported_there_is_nothing_to_renew(
-    client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+def test_a_warning_that_is_made_an_error_costs_no_client(
+    user_credentials: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = client._http.get_adapter("https://")
-    monkeypatch.delitem(sys.modules, "requests")
-    renew_connections(client)
-    assert client._http.get_adapter("https://") is before
+    """As google-auth warns of a user's own credentials, and -W error makes errors of warnings."""
+    original = bigquery.Client
+
+    def warn(**options: Any) -> bigquery.Client:
+        warnings.warn("Your application has authenticated as (you)?", UserWarning, stacklevel=2)
+        return original(**options)
+
+    monkeypatch.setattr(bigquery, "Client", warn)
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "my-project")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_client().close()
 
 
-def test_locks_of_the_session_its_cookies_and_its_credentials_are_new_in_a_child(
-    client: bigquery.Client,
-) -> None:
-    class CallersCookies(RequestsCookieJar):
-        pass
+def test_a_warning_that_cannot_be_ignored_is_raised() -> None:
+    def raise_it() -> None:
+        raise UserWarning("always")
 
-    session = client._http
-    session.cookies = CallersCookies()
-    session.credentials._callers = session  # a circle
-    session.credentials._a_lock = threading.Lock()
-    foreign = session.credentials._foreign = {"lock": threading.Lock()}
-    owners: list[tuple[Any, str]] = [
-        (session.cookies, "_cookies_lock"),
-        (session._auth_request.session.cookies, "_cookies_lock"),
-        (session.credentials, "_a_lock"),
-    ]
-    before = [getattr(owner, name) for owner, name in owners]
-    its_lock = foreign["lock"]
-    renew_connections(client)
-    after = [getattr(owner, name) for owner, name in owners]
-    assert [type(lock) for lock in after] == [type(lock) for lock in before]
-    assert not {id(lock) for lock in before} & {id(lock) for lock in after}
-    assert foreign["lock"] is its_lock
+    with warnings.catch_warnings(), pytest.raises(UserWarning):
+        despite_warnings(raise_it)

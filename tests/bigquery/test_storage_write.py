@@ -263,7 +263,7 @@ def test_rows_arrive_in_an_emulator_that_others_wrote_and_are_queried_by_sql(
     monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", whole_emulator.storage)
     transport = StorageWriteTransport(events_table)
     row = row_at(1.5, "email.received", {"number": 7, "text": "né"}, "tests", "v1", None, "ada")
-    assert transport.send([row, *make_rows(range(20))], timeout=10) == Answer()
+    assert transport.send([row, *make_rows(range(20))], timeout=60) == Answer()
     (found,) = query("SELECT * FROM events WHERE event_type = 'email.received'")
     assert found == {**row, "payload": {"number": 7, "text": "né"}}
     (counted,) = query("SELECT COUNT(*) AS n, COUNT(subject_id) AS subjects FROM events")

@@ -11,7 +11,8 @@ from google.cloud.bigquery import SchemaField
 
 from clients import Query
 from lorc_eventlog import Envelope, check_events_table, create_events_table, emit
-from lorc_eventlog.bigquery.table import events_project, events_schema, events_table_ddl
+from lorc_eventlog.bigquery.create import events_schema, events_table_ddl
+from lorc_eventlog.bigquery.table import events_project
 from lorc_eventlog.bigquery.table import events_table as table_of_the_environment
 from scripted_bigquery import ScriptedBigQuery
 

@@ -12,7 +12,7 @@ from google.cloud.bigquery import SchemaField
 
 from clients import Query
 from command_line import Gate, run, steps
-from lorc_eventlog.bigquery.table import events_schema
+from lorc_eventlog.bigquery.create import events_schema
 
 
 @pytest.mark.usefixtures("no_credentials")

@@ -8,7 +8,7 @@ from google.cloud import bigquery
 from clients import Query
 from command_line import Gate, run
 from lorc_eventlog import emit
-from lorc_eventlog.bigquery.table import events_schema
+from lorc_eventlog.bigquery.create import events_schema
 
 
 def test_create_table_makes_the_dataset_and_the_table(
@@ -94,7 +94,7 @@ def test_create_table_does_not_wait_for_ever(
     what: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Also how long the emulator may take for its answer to the first request.
-    monkeypatch.setattr("lorc_eventlog.bigquery.table.PATIENCE", 3.0)
+    monkeypatch.setattr("lorc_eventlog.bigquery.create.PATIENCE", 3.0)
     gate.refuse(f"(GET|POST) .*/{what}", 503, "backendError", "Error encountered")
     result = run("create-table")
     assert result.stderr.startswith("✗ 503 backendError: Error encountered\n  → try again: ")

@@ -91,7 +91,7 @@ def test_a_signal_ends_it_in_good_order(
 def test_in_an_outage_a_signal_ends_it_within_its_time_and_the_disk_keeps_all(
     scripted: ScriptedBigQuery, path: Path
 ) -> None:
-    scripted.script(*[status(503)] * 500)
+    scripted.always(status(503))
     write(path, range(50)).close()
     with running(path, "--term-timeout", "0.5") as process:
         eventually(lambda: scripted.requests, 30)
@@ -100,7 +100,7 @@ def test_in_an_outage_a_signal_ends_it_within_its_time_and_the_disk_keeps_all(
     assert code == 0
     assert "BigQuery is not accepting events" in said
     assert "are sent again next time" in said
-    scripted.script()
+    scripted.healthy()
     assert len(list(path.glob("*.ship"))) == 1
 
 

@@ -17,6 +17,7 @@ import pytest
 from clients import Query
 from command_line import SECRET, SUBJECT, run
 from lorc_eventlog.cli import drain
+from lorc_eventlog.spool.format import encode_header
 from scripted_bigquery import (
     ScriptedBigQuery,
     delay,
@@ -90,8 +91,37 @@ def test_spool_shows_who_cares_for_the_events(spool_dir: Path) -> None:
     assert answer["events"] == 4
     assert [file["state"] for file in answer["files"]] == ["alive", "orphaned"]
     assert [*answer["files"][0]] == [
-        "file", "owner_pid", "state", "events", "bytes", "oldest", "trouble",
+        "file", "owner_pid", "state", "events", "bytes", "oldest", "table", "trouble",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("scripted")
+def test_events_of_another_table_are_shown_and_not_drained(
+    spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by_a_dead_process(spool_dir, 3)
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "other")
+    left_by_a_dead_process(spool_dir, 2)
+    result = run("spool", str(spool_dir), "--drain")
+    assert "- 3 events of dead processes belong to the table dataset.events\n" in result.stdout
+    assert result.stdout.endswith("✓ 2 events delivered, 0 rejected, 0 left\n")
+    assert result.exit_code == 0
+    [file] = json.loads(run("spool", str(spool_dir), "--json").stdout)["files"]
+    assert (file["table"], file["state"], file["events"]) == ("dataset.events", "orphaned", 3)
+    monkeypatch.delenv("EVENTS_BQ_TABLE")
+    assert "belong to the table" not in run("spool", str(spool_dir)).stdout
+
+
+def test_a_line_break_in_a_file_name_or_a_table_is_escaped(
+    spool_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVENTS_BQ_DATASET", "dataset")
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events")
+    name = "1-2-a\n\x1b[31mspoofed.events"
+    (spool_dir / name).write_bytes(encode_header("other\nspoofed") + b"garbage\n")
+    result = run("spool", str(spool_dir))
+    assert "\x1b" not in result.output
+    assert not any(text.startswith("spoofed") for text in result.output.splitlines())
 
 
 def test_an_empty_spool_is_fine(spool_dir: Path) -> None:
@@ -208,13 +238,18 @@ def test_drain_gives_up_after_a_while_and_loses_nothing(
 
 
 def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: Path) -> None:
-    """A writer waits for ten seconds at the end of its process, unless it is told not to."""
+    """A writer waits for ten seconds at the end of its process, unless its time-out is 0."""
     left_by_a_dead_process(spool_dir, 3)
     scripted.always(status(403))
     code = """if True:
         import sys
         from lorc_eventlog.cli import app as cli
         from lorc_eventlog.cli import drain
+        writer = drain.EventWriter
+        def made(*arguments, **options):
+            assert options["close_timeout"] == 0
+            return writer(*arguments, **options)
+        drain.EventWriter = made
         drain.PATIENCE = 2.0
         cli.commands(["spool", sys.argv[1], "--drain"])
     """
@@ -224,4 +259,4 @@ def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: 
         assert ended.stdout is not None
         while " 3 left" not in ended.stdout.readline():
             pass
-        assert ended.wait(timeout=8) == 1
+        assert ended.wait(timeout=60) == 1

@@ -16,7 +16,7 @@ from rich.text import Text
 from clients import Query
 from command_line import SECRET, SUBJECT, Gate, interrupt, log_events, run, shown
 from lorc_eventlog import emit
-from lorc_eventlog.bigquery.table import events_schema
+from lorc_eventlog.bigquery.create import events_schema
 from lorc_eventlog.cli import selection, tail
 
 

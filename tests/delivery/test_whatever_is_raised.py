@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +27,9 @@ from harness import (
     threads,
 )
 from inside import dispatcher_of, queue_of, senders_of
-from scripted_bigquery import ScriptedBigQuery, delay, hang
+from lorc_eventlog import EventWriter
+from lorc_eventlog.delivery import senders as senders_module
+from scripted_bigquery import ScriptedBigQuery, delay, hang, status
 
 
 class Unspeakable(Exception):  # noqa: N818  it is what it is
@@ -83,7 +88,9 @@ def test_what_a_client_raises_is_one_failed_try(
 
     assert len(client.rows) == 7
     (message,) = said.texts(logging.WARNING)
-    assert message.startswith("BigQuery is not accepting events; retrying, 5 events are waiting: ")
+    assert re.match(
+        r"BigQuery is not accepting events; retrying, \d events? (is|are) wait", message
+    )
     assert capfd.readouterr().err == ""
 
 
@@ -197,3 +204,57 @@ def test_one_hung_request_holds_up_no_other_event(
         assert writer.flush(30)
 
     assert numbers_in(scripted) == list(range(5))
+
+
+# Saying something takes for ever
+
+
+def test_a_message_that_is_never_said_to_its_end_stops_no_delivery(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    """As where a lock of logging is left behind by a signal handler that raised."""
+    inside, end = threading.Event(), threading.Event()
+
+    class Hangs(logging.Handler):
+        def createLock(self) -> None:  # noqa: N802
+            self.lock = None
+
+        def emit(self, _record: logging.LogRecord) -> None:
+            if threading.current_thread().name.startswith("lorc_eventlog"):
+                inside.set()
+                end.wait(60)
+
+    handler = Hangs()
+    logger = logging.getLogger("lorc_eventlog")
+    logger.addHandler(handler)
+    scripted.script(status(503))
+    try:
+        with running_writer(client, close_timeout=0.5) as writer:
+            writer.submit(make_event(0))
+            assert inside.wait(10)
+            for number in range(1, 5):
+                writer.submit(make_event(number))
+                assert writer.flush(20)
+            writer.close()  # which does not wait for it either
+            end.set()
+    finally:
+        end.set()
+        logger.removeHandler(handler)
+
+    assert numbers_in(scripted) == list(range(5))
+
+
+@pytest.mark.parametrize("spooled", [False, True], ids=["in memory", "with a spool"])
+def test_forgotten_writers_keep_no_thread(
+    client: bigquery.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spooled: bool
+) -> None:
+    monkeypatch.setattr(senders_module, "IDLE_SECONDS", 0.1)
+    for number in range(5):
+        writer = EventWriter(
+            client, flush_interval=0.01, spool_dir=tmp_path / str(number) if spooled else None
+        )
+        writer.submit(make_event(number))
+        assert writer.flush(10)
+        del writer
+    gc.collect()
+    eventually(lambda: not [each for each in threading.enumerate() if "lorc" in each.name], 30)

@@ -25,7 +25,7 @@ def run(*command: str | Path, **changes: str) -> str:
         env=environment(**changes),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert completed.returncode == 0, completed.stderr
@@ -63,6 +63,14 @@ def test_a_program_of_one_event_under_ddtrace(scripted: ScriptedBigQuery) -> Non
     assert numbers_in(scripted) == [0]
 
 
+def test_a_program_that_has_no_descriptor_free_at_first(scripted: ScriptedBigQuery) -> None:
+    """Nothing can be imported meanwhile, and no connection be made."""
+    said = run(ONE_EVENT, "no descriptor is free at first")
+    assert "Traceback" not in said
+
+    assert numbers_in(scripted) == [0, 1], said
+
+
 # A Jupyter kernel
 
 CELL = """
@@ -70,7 +78,7 @@ import logging
 from lorc_eventlog import BigQueryEventHandler
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
-logger.addHandler(BigQueryEventHandler(source="tests", flush_interval=3600))
+logger.addHandler(BigQueryEventHandler(source="tests", flush_interval=3600, close_timeout=50))
 """
 LOG = 'logger.info("x", extra={{"event_type": "test", "payload": {{"number": {}}}}})'
 

@@ -35,7 +35,7 @@ from harness import (
 )
 from inside import client_of, dispatcher_of
 from lorc_eventlog import EventWriter
-from lorc_eventlog.bigquery import client as client_module
+from lorc_eventlog.bigquery import imports
 from lorc_eventlog.delivery import dispatcher as dispatcher_module
 from scripted_bigquery import ScriptedBigQuery, delay, status
 
@@ -257,7 +257,8 @@ IMPORTS = """
 import os, sys, threading
 from lorc_eventlog import EventWriter
 from lorc_eventlog.delivery import pace
-from lorc_eventlog.bigquery.client import import_guard, open_client
+from clients import make_client
+from lorc_eventlog.bigquery.imports import import_guard
 from scripted_bigquery import ScriptedBigQuery, malformed_json, reset, status
 
 class Recorder:
@@ -269,7 +270,7 @@ pace.MAX_PAUSE = 0.01
 unguarded = []
 with ScriptedBigQuery() as server:
     os.environ["BIGQUERY_EMULATOR_HOST"] = server.url
-    for client in (open_client() if sys.argv[1] == "given" else None,):
+    for client in (make_client(server.url) if sys.argv[1] == "given" else None,):
         server.script(status(503), status(502), status(404), status(401), reset(), malformed_json())
         server.refuse_row(lambda row: True)
         sys.modules.pop("encodings.idna", None)
@@ -356,7 +357,7 @@ def test_a_fork_waits_for_the_import_of_googles_client() -> None:
         forking.start()
         assert not forked.wait(0.2)
 
-    client_module.import_guard.run(import_it)
+    imports.import_guard.run(import_it)
     forking.join()
     assert forked.is_set()
 

@@ -57,5 +57,5 @@ def test_each_event_arrives_once_and_no_child_hangs(scripted: ScriptedBigQuery, 
 @pytest.mark.usefixtures("scripted")
 def test_a_fork_in_c_while_another_thread_runs_python_hangs_without_this_package_too() -> None:
     """Nothing that a library could do: the interpreter's own lock is copied half taken."""
-    hung = {way: run(way, 60)[0] for way in ("C, a thread runs, control", "C, a thread runs")}
-    say(f"of 60 children hung: {hung}")
+    hung = {way: run(way, 30)[0] for way in ("C, a thread runs, control", "C, a thread runs")}
+    say(f"of 30 children hung: {hung}")

@@ -125,7 +125,7 @@ def locks_held() -> None:
     lock = lock_of(handler.writer)
     logger.addHandler(handler)
     log(0)
-    from lorc_eventlog.bigquery.client import import_guard
+    from lorc_eventlog.bigquery.imports import import_guard
     from lorc_eventlog.lifecycle import descriptors
 
     held, end = threading.Event(), threading.Event()

@@ -5,7 +5,8 @@ The WAYs, and what the parent does meanwhile:
 - "Python": forks by ``os.fork`` while a thread of it logs
 - "C": forks in C while nothing in it runs
 - "C, a thread runs": forks in C while a thread of it runs Python
-- "C, a thread runs, control": the same without this package: the child starts a thread
+- "C, a thread runs, control": the same without this package: the child starts a thread, and both
+  run Python
 
 Each child logs EVENTS events and flushes; the parent logs one after each fork. It prints how many
 children hung or failed, and how many events it logged.
@@ -124,9 +125,16 @@ def with_the_package(stop: threading.Event) -> tuple[list[str], int]:  # noqa: C
 
 
 def without_it(stop: threading.Event) -> tuple[list[str], int]:
+    import google.cloud.bigquery  # noqa: F401  so that the process is as large, and forks as slowly
+
+    def work() -> None:
+        for _ in range(events):
+            sum(range(100_000))
+
     def in_child() -> None:
-        thread = threading.Thread(target=sum, args=(range(100),))
+        thread = threading.Thread(target=work)
         thread.start()
+        work()
         thread.join()
 
     threading.Thread(target=run_python, args=(stop,)).start()

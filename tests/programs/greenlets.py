@@ -27,6 +27,7 @@ handler = BigQueryEventHandler(
     overflow="drop" if overflow == "drop" else "block",
     capacity=100_000 if overflow == "drop" else 100,
     batch_rows=50,
+    close_timeout=60,
 )
 logger.addHandler(handler)
 

@@ -12,7 +12,10 @@ import os
 from lorc_eventlog import BigQueryEventHandler
 
 events = BigQueryEventHandler(
-    source="tests", flush_interval=3600, spool_dir=os.environ.get("JOBS_SPOOL_DIR")
+    source="tests",
+    flush_interval=3600,
+    close_timeout=60,
+    spool_dir=os.environ.get("JOBS_SPOOL_DIR"),
 )
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)

@@ -12,7 +12,9 @@ from lorc_eventlog import BigQueryEventHandler
 way = sys.argv[1] if len(sys.argv) > 1 else ""
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
-handler = BigQueryEventHandler(source="tests", flush_interval=0.01 if way else 3600)
+handler = BigQueryEventHandler(
+    source="tests", flush_interval=0.01 if way else 3600, close_timeout=60
+)
 logger.addHandler(handler)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lorc_eventlog import BigQueryEventHandler
 
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
-logger.addHandler(BigQueryEventHandler(source="tests"))
+logger.addHandler(BigQueryEventHandler(source="tests", close_timeout=25))
 
 
 def log(number: int) -> None:
@@ -19,10 +20,17 @@ def log(number: int) -> None:
     logger.info("x", extra={"event_type": "test", "payload": payload})
 
 
-log(0)  # before the fork, with --preload
+if "QUIET_IMPORT" not in os.environ:
+    log(0)  # before the fork, with --preload
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     log(int(environ["PATH_INFO"].strip("/")))
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
-    return [b"ok"]
+    return slowly(float(environ["QUERY_STRING"])) if environ["QUERY_STRING"] else [b"ok"]
+
+
+def slowly(seconds: float) -> Iterator[bytes]:
+    yield b"o"
+    time.sleep(seconds)
+    yield b"k"

@@ -8,15 +8,23 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from harness import Records
 from lorc_eventlog.bigquery.insert_all import LIMITS
@@ -331,6 +339,8 @@ class Machine(RuleBasedStateMachine):
         self.disk_was_full = False
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(store, "SEGMENT_BYTES", 1500)
+        clock = SimpleNamespace(monotonic=lambda: self.now, time_ns=time.time_ns)
+        self.patch.setattr(store, "time", clock)
         for name in ("pwrite", "ftruncate", "fchmod", "fstat"):
             self.patch.setattr(os, name, self.interrupted(name))
         self.queue = make_queue(self.directory)
@@ -523,10 +533,13 @@ def store_line(each: Row) -> bytes:
     return encode_line(each)
 
 
-Machine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-TestAnythingInAnyOrder = Machine.TestCase
+def test_log_calls_chores_answers_and_deaths_in_any_order_lose_and_double_nothing() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

@@ -217,3 +217,15 @@ def test_a_survey_says_why_a_file_cannot_be_read_on(
     monkeypatch.setattr(os, "pread", read)
     (found,) = survey(tmp_path)
     assert (found.events, found.error) == (0, "Input/output error")
+
+
+def test_trouble_of_one_kind_is_said_once_a_minute(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert setup.store.append(line(0))
+    with Records() as records:
+        with failing(monkeypatch, "pwrite"):
+            assert not setup.store.append(line(1))
+            assert not setup.store.append(line(2))
+        setup.close()
+    assert len(records.texts(logging.ERROR)) == 1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,32 @@ def test_a_sparse_file_of_a_gibibyte_is_damage_and_in_nobodys_way(
         assert writer.drain_spool(10)
     assert numbers_in(scripted) == [1, 2]
     assert names(tmp_path) == ["1-1-a.events.damaged"]
+
+
+def test_no_log_call_waits_while_a_huge_file_is_read_and_memory_stays_flat(
+    scripted: ScriptedBigQuery, tmp_path: Path
+) -> None:
+    """300 MB without a line break, which cannot be passed over as a hole can."""
+    huge = tmp_path / "1-1-a.events"
+    with huge.open("wb") as file:
+        for _ in range(300):
+            file.write(b"x" * 1_000_000)
+    longest = 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Records(), running_writer(spool_dir=tmp_path, flush_interval=0.1) as writer:
+        number = 0
+        while huge.exists() and number < 10_000:
+            started = time.monotonic()
+            writer.submit(make_event(number))
+            longest = max(longest, time.monotonic() - started)
+            number += 1
+            time.sleep(0.002)
+        assert writer.drain_spool(30)
+        assert "1-1-a.events.damaged" in names(tmp_path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert longest < 1.0  # on a busy machine; without the lock it is below 50 ms
+    assert grown < 150_000 * (1 if sys.platform == "linux" else 1024)
+    assert numbers_in(scripted) == list(range(number))
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])

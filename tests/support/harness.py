@@ -91,7 +91,7 @@ def sampled(writer: EventWriter) -> Iterator[None]:
     assert wrong == []
 
 
-def eventually(condition: Callable[[], object], timeout: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Return once ``condition`` holds."""
     deadline = time.monotonic() + timeout
     while not condition():

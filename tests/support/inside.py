@@ -78,4 +78,5 @@ def client_of(writer: EventWriter) -> Any:
     dispatchers = writer._dispatchers
     assert isinstance(dispatchers, Dispatchers)
     transport = dispatchers._transport
-    return transport and transport._client
+    channel = transport and transport._channel
+    return channel and channel.client

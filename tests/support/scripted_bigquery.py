@@ -90,7 +90,10 @@ class Fault:
     status: int = 200
     reason: str = ""
     message: str = ""
-    sends: Literal["all", "half", "malformed", "nothing"] = "all"
+    sends: Literal["all", "half", "malformed", "nothing", "head and drops", "drops"] = "all"
+    content: bytes | None = None  # instead of BigQuery's own
+    location: str = ""
+    every: float = 0.0  # seconds between two drops
     ending: Literal["keep-alive", "close", "reset"] = "keep-alive"
 
 
@@ -139,6 +142,21 @@ def delay(seconds: float) -> Fault:
 def hang(seconds: float = 3600.0) -> Fault:
     """Nothing is stored; silence for so long (or until the server stops), then a close."""
     return Fault("hang", stores=False, seconds=seconds, sends="nothing", ending="close")
+
+
+def drip(seconds: float, *, head: bool = False) -> Fault:
+    """Nothing is stored; a 200 that never ends, neither its body nor, if so, its head."""
+    return Fault("drip", stores=False, every=seconds, sends="drops" if head else "head and drops")
+
+
+def answer(content: bytes, code: int = 200) -> Fault:
+    """Nothing is stored; the answer is this, whatever it is."""
+    return Fault("answer", stores=False, status=code, content=content)
+
+
+def redirect(code: int) -> Fault:
+    """Nothing is stored; the answer sends the client on to a path that answers each GET."""
+    return Fault("redirect", stores=False, status=code, content=b"", location="/elsewhere")
 
 
 @dataclass(frozen=True)
@@ -319,13 +337,13 @@ class ScriptedBigQuery:
                 "connections": self.connections,
             }
 
-    def wait_for_rows(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_rows(self, count: int, timeout: float = 60.0) -> None:
         """Return once so many rows are stored; a TimeoutError that says how many are."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._row_count >= count, timeout):
                 raise TimeoutError(f"{self._row_count} of {count} rows after {timeout} s")
 
-    def wait_for_requests(self, count: int, timeout: float = 10.0) -> None:
+    def wait_for_requests(self, count: int, timeout: float = 60.0) -> None:
         """Return once so many requests have come in, answered or not, as ``wait_for_rows``."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._request_count >= count, timeout):
@@ -353,8 +371,8 @@ class ScriptedBigQuery:
             refusal = self._refusal(len(body), rows, unreadable)
         if refusal is None:
             code, content = 200, self._insert(table, rows, insert_ids, skip_invalid_rows)
-        elif refusal.sends == "nothing":
-            code, content = refusal.status, b""
+        elif refusal.content is not None or refusal.sends == "nothing" or refusal.every:
+            code, content = refusal.status, refusal.content or b""
         else:
             code = refusal.status
             content = error_body(code, refusal.reason, refusal.message, table)
@@ -500,6 +518,8 @@ class _Connection(BaseHTTPRequestHandler):
         elif self.command == "POST" and self.path == "/reset":
             bigquery.clear()
             self._answer(200, b"{}")
+        elif self.command == "GET" and self.path == "/elsewhere":
+            self._answer(200, b'{"kind": "somebody else\'s"}')
         elif self.command == "GET" and self.path == "/stats":
             self._answer(200, orjson.dumps(bigquery.stats()))
         else:
@@ -512,11 +532,15 @@ class _Connection(BaseHTTPRequestHandler):
         sends, ending = (fault.sends, fault.ending) if fault else ("all", "keep-alive")
         if sends == "malformed":
             content = content[: len(content) // 2]
-        if sends != "nothing":
+        if fault and fault.every:
+            self._drip(fault)
+        elif sends != "nothing":
             kind = "text/html" if content.startswith(b"<") else "application/json"
             head = (
                 f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n"
-                f"Content-Type: {kind}; charset=UTF-8\r\nContent-Length: {len(content)}\r\n\r\n"
+                f"Content-Type: {kind}; charset=UTF-8\r\nContent-Length: {len(content)}\r\n"
+                f"{f'Location: {fault.location}' if fault and fault.location else 'X-Other: -'}"
+                "\r\n\r\n"
             )
             sent = content[: len(content) // 2] if sends == "half" else content
             self.wfile.write(head.encode() + sent)  # one write: no wait for a delayed ACK
@@ -527,6 +551,12 @@ class _Connection(BaseHTTPRequestHandler):
             os.close(self.connection.detach())
         if ending != "keep-alive":
             self.close_connection = True
+
+    def _drip(self, fault: Fault) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n"
+        self.wfile.write(head + (b"X-Drops: " if fault.sends == "drops" else b"\r\n"))
+        while not self.server.stopping.wait(fault.every):
+            self.wfile.write(b"x")
 
     def log_message(self, format: str, *args: object) -> None:
         """Print no access log."""

@@ -128,6 +128,11 @@ class ScriptedStorage:
         with self.lock:
             self._script += steps
 
+    def heal(self) -> None:
+        """Forget the steps that are left."""
+        with self.lock:
+            self._script.clear()
+
     def end_idle_connections(self) -> None:
         """End all open calls as BigQuery does after ten idle minutes."""
         with self.lock:

@@ -208,6 +208,12 @@ class TestOff:
         assert writer.flush()
         writer.close()
         assert list(tmp_path.iterdir()) == []
+        shipped = EventWriter(spool_dir=tmp_path / "spool", spool_only=True)
+        shipped.emit("a.b", {}, source="shop")
+        assert shipped.flush()
+        assert shipped.stats().submitted == 0
+        shipped.close()
+        assert list(tmp_path.iterdir()) == []
         with pytest.raises(RuntimeError, match=r"^EVENTS_BQ_SINK was not bigquery when "):
             writer.drain_spool()
 
