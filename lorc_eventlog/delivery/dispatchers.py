@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorc_eventlog.bigquery.insert_all import LIMITS, InsertAllTransport
@@ -140,6 +139,8 @@ def _make_queue(
         full = f"the buffer is full ({bounds}; set spool_dir to keep more)"
         return DeliveryQueue(**arguments), Report(notes, full=full, spool_dir=None)
     # Who has no spool_dir pays nothing for it with `import lorc_eventlog`.
+    from pathlib import Path
+
     from lorc_eventlog.delivery.spooled_queue import SpooledQueue
     from lorc_eventlog.spool.spool import Spool
 
