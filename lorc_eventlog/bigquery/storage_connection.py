@@ -61,11 +61,6 @@ class Endpoint:
             msg = "Project was not passed and could not be determined from the environment."
             raise OSError(msg)
 
-    @property
-    def host(self) -> str:
-        """The host and port."""
-        return self._emulator or HOST
-
     def open_channel(self) -> grpc.Channel:
         """Open a channel of its own: a TCP connection that is shared with no other channel."""
         options = [

@@ -116,7 +116,7 @@ class StorageWriteTransport:
         else:
             self._idle.append(connection)
         refused = refused_rows(answer.row_errors, len(serialized))
-        if refused is None or (answer.HasField("error") and not refused):
+        if refused is None:
             text = "the answer names rows that were not sent"
             return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
         return refused

@@ -163,11 +163,6 @@ class SpoolOnly:
             return error.strerror or type(error).__name__
         return None
 
-    def drain(self, deadline: float | None) -> bool:
-        """Return False: a shipper delivers what is there."""
-        del deadline
-        return False
-
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""
         return self._lock.run(self._count)

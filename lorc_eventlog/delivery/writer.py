@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from lorc_eventlog.bigquery.imports import prepare
 from lorc_eventlog.delivery.dispatchers import Dispatchers
@@ -207,14 +207,12 @@ class EventWriter:
             ValueError: The writer has no ``spool_dir``.
             RuntimeError: ``EVENTS_BQ_SINK`` sends the events of this writer elsewhere.
         """
-        _check_drains(self._options)
         if not capture.is_active():
             self._begin()
-        if self._sink is not None:
-            msg = f"{SINK_VARIABLE} was not bigquery when the writer was made: it drains no spool"
-            raise RuntimeError(msg)
+        _check_drains(self._options, self._sink)
         deadline = _deadline(timeout)
-        drained = [dispatcher.drain(deadline) for dispatcher in self._dispatchers.all()]
+        dispatchers = cast("Dispatchers", self._dispatchers)
+        drained = [dispatcher.drain(deadline) for dispatcher in dispatchers.all()]
         return all(drained)
 
     def close(self) -> None:
@@ -245,13 +243,16 @@ def _make_delivery(
     return SpoolOnlyDelivery(options)
 
 
-def _check_drains(options: WriterOptions) -> None:
+def _check_drains(options: WriterOptions, sink: Sink | None) -> None:
     if options.spool_dir is None:
         msg = "spool_dir is not set: there is nothing to drain"
         raise ValueError(msg)
     if options.spool_only:
         msg = "spool_only is set: `lorc-eventlog ship` delivers what is there"
         raise ValueError(msg)
+    if sink is not None:
+        msg = f"{SINK_VARIABLE} was not bigquery when the writer was made: it drains no spool"
+        raise RuntimeError(msg)
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -140,10 +140,6 @@ class ExactlyOnceTransport:
                 return ledger_failure(error)
         return None
 
-    def close(self) -> None:
-        """Drop the connection."""
-        self._client.disconnect()
-
     # One request
 
     def _send_batch(

@@ -78,13 +78,12 @@ class Requests:
                 return self._fence(pending, deadline)
             case Gone(failure):
                 return self._gone(pending, failure)
-            case Failure():
-                pending.unanswered = pending.unanswered or outcome.stored == "unknown"
-                if not pending.unanswered:
-                    return self._not_stored(pending) or outcome
-                # A row that breaks BigQuery must not be sent together with others for ever.
-                pending.needs_fence = outcome.may_be_the_rows and pending.copies >= FENCE_AFTER
-                return outcome
+        pending.unanswered = pending.unanswered or outcome.stored == "unknown"
+        if not pending.unanswered:
+            return self._not_stored(pending) or outcome
+        # A row that breaks BigQuery must not be sent together with others for ever.
+        pending.needs_fence = outcome.may_be_the_rows and pending.copies >= FENCE_AFTER
+        return outcome
 
     def _fence(self, pending: Pending, deadline: float) -> Failure | None:
         """Finalize the stream and count; None says that the rows are stored."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from google.cloud.bigquery_storage_v1 import types
+from google.rpc import status_pb2
 from grpc import StatusCode
 
-from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_connection import Connection
+from lorc_eventlog.bigquery.storage_messages import STORAGE_ERROR_URL, Event
 from lorc_eventlog.bigquery.storage_stream import (
     AlreadyExists,
     Gone,
@@ -19,7 +22,7 @@ from lorc_eventlog.bigquery.storage_stream import (
 from lorc_eventlog.bigquery.storage_write import table_path
 from lorc_eventlog.bigquery.transport import Failure, Refusal
 from lorc_eventlog.events.row import row_at
-from scripted_storage import Cut, InAnswer, ScriptedStorage, Silence
+from scripted_storage import Cut, InAnswer, Reply, ScriptedStorage, Silence
 
 
 @pytest.fixture
@@ -136,6 +139,47 @@ def test_a_connection_that_ended_while_idle_is_opened_again(
         pass
     assert client.append(stream, 1, encoded(1), 10.0) == Stored()
     assert server.numbers() == [0, 1]
+
+
+def test_an_answer_for_another_offset_or_other_rows_is_no_acknowledgement(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    elsewhere = types.AppendRowsResponse.pb()()
+    elsewhere.append_result.offset.value = 9
+    others = types.AppendRowsResponse.pb()()
+    others.row_errors.add().index = 9
+    server.script(Reply(elsewhere), Reply(others))
+    for _ in range(2):
+        result = client.append(stream, 0, encoded(0), 10.0)
+        assert isinstance(result, Failure)
+        assert result.stored == "unknown"
+
+
+def test_details_of_a_call_that_ended_tell_about_the_stream(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    status = status_pb2.Status(code=StatusCode.INVALID_ARGUMENT.value[0], message="finalized")
+    status.details.add().Pack(status_pb2.Status())  # of a kind that says nothing here
+    error = types.StorageError.pb()(code=types.StorageError.StorageErrorCode.STREAM_FINALIZED)
+    status.details.add().Pack(error)
+    status.details[-1].type_url = STORAGE_ERROR_URL
+    server.script(Cut(code=StatusCode.INVALID_ARGUMENT, words="x", details=status))
+    assert isinstance(client.append(stream, 0, encoded(0), 10.0), Unusable)
+
+
+def test_an_interruption_drops_the_connection_and_passes_on(
+    client: StreamClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    stream = create(client)
+    monkeypatch.setattr(Connection, "append", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        client.append(stream, 0, encoded(0), 10.0)
+    assert client._connection is None
 
 
 def test_what_keeps_a_stream_from_being_made_is_a_failure_with_what_to_do(

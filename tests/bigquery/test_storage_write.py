@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.bigquery_storage_v1 import types
 from grpc import StatusCode
 
 from clients import Query
 from emulator import Emulator
+from harness import eventually
+from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint
 from lorc_eventlog.bigquery.storage_write import StorageWriteTransport, wire_bytes
 from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
 from lorc_eventlog.events.row import Row, row_at
@@ -23,6 +27,7 @@ from scripted_storage import (
     Cut,
     InAnswer,
     Pass,
+    Reply,
     ScriptedStorage,
     Silence,
     Step,
@@ -255,6 +260,86 @@ def test_without_credentials_the_failure_says_what_to_do(
     assert isinstance(result, Failure)
     assert "credentials" in (result.what_to_do or "")
     assert not transport.is_connected
+
+
+def test_a_call_that_ends_without_an_answer_is_a_failure(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    server.script(Reply(None))
+    result = transport.send(make_rows(range(1)), timeout=10)
+    assert isinstance(result, Failure)
+    assert result.stored == "unknown"
+    assert transport.send(make_rows(range(1)), timeout=10) == Answer()
+
+
+def test_when_all_rows_are_bad_nothing_is_left_to_send(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    result = transport.send(make_rows(range(2), poison=""), timeout=10)
+    assert isinstance(result, Answer)
+    assert [row.index for row in result.refused] == [0, 1]
+    assert server.rows() == []
+
+
+def test_an_answer_about_rows_that_were_not_sent_is_a_failure(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    answer = types.AppendRowsResponse.pb()()
+    answer.row_errors.add().index = 7
+    server.script(Reply(answer))
+    result = transport.send(make_rows(range(1)), timeout=10)
+    assert isinstance(result, Failure)
+    assert "not sent" in result.reason.text
+
+
+def test_an_interruption_drops_the_connection_and_passes_on(
+    server: ScriptedStorage, transport: StorageWriteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    transport.send(make_rows(range(1)), timeout=10)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Connection, "append", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            transport.send(make_rows(range(1)), timeout=10)
+    transport.reconnect()
+    transport.send(make_rows(range(1, 2)), timeout=10)
+    assert [request.connection for request in server.requests] == [1, 2]
+
+
+def test_a_connection_that_ended_while_idle_is_not_used(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    transport.send(make_rows(range(1)), timeout=10)
+    server.end_idle_connections()
+    eventually(lambda: transport._idle[0].is_ended)
+    assert transport.send(make_rows(range(1, 2)), timeout=10) == Answer()
+    assert [request.connection for request in server.requests] == [1, 2]
+
+
+class Token(AnonymousCredentials):
+    def before_request(self, request: object, method: str, url: str, headers: Any) -> None:
+        assert (request is not None, method) == (True, "POST")
+        assert url == "https://bigquerystorage.googleapis.com:443"
+        headers["authorization"] = "Bearer token"
+
+
+def test_google_is_called_over_tls_with_the_accounts_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = Token()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("google.auth.default", lambda **_: (token, "found"))
+    endpoint = Endpoint()
+    assert endpoint.project == "found"
+    assert endpoint.metadata(name="a stream") == (
+        ("x-goog-request-params", "name=a%20stream"),
+        ("authorization", "Bearer token"),
+    )
+    endpoint.open_channel().close()
+    monkeypatch.setattr("google.auth.default", lambda **_: (token, None))
+    with pytest.raises(OSError, match="Project"):
+        Endpoint()
 
 
 def test_rows_arrive_in_an_emulator_that_others_wrote_and_are_queried_by_sql(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -17,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harness import environment, eventually, make_event
 from lorc_eventlog import EventWriter
+from lorc_eventlog.cli import ship as ship_module
 from lorc_eventlog.shipping.metrics import text_of
 from lorc_eventlog.shipping.service import Progress
 from scripted_bigquery import ScriptedBigQuery, status
@@ -159,6 +164,38 @@ def test_what_is_wrong_is_a_line_and_exit_code_one(
     with running(path) as process:
         code, said = finish(process)
     assert (code, "EVENTS_BQ_SINK" in said) == (1, True)
+
+
+def test_it_serves_metrics_while_it_runs(scripted: ScriptedBigQuery, path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    writer = write(path, range(5))
+    with running(path, "--metrics-port", port) as process:
+        eventually(lambda: len(scripted.events()) == 5, 30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"lorc_eventlog_ship_rejected_total 0" in answer.read()
+        process.terminate()
+        assert finish(process)[0] == 0
+    writer.close()
+
+
+def test_it_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ship_module, "STATUS_SECONDS", 0.0)
+    far = Progress(1234, 2, 3, 4, 5, time.time() - 60, None, None, is_settled=False, is_empty=False)
+
+    class Shipper:
+        steps = [far, replace(far, oldest=None, is_empty=True)]  # noqa: RUF012
+
+        def progress(self) -> Progress:
+            return self.steps.pop(0)
+
+    with caplog.at_level("INFO", "lorc_eventlog"):
+        ship_module._follow(cast("Any", Shipper()), ship_module._Signals(), until_empty=True)
+    assert "1,234 events delivered, 2 rejected, 4 on their way, 5 bytes unread" in caplog.text
+    assert "the oldest segment is 60 s old" in caplog.text
 
 
 # The files in examples/

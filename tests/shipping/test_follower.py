@@ -408,3 +408,38 @@ def test_the_oldest_segment_that_waits_tells_when_its_process_began(
     follower.acknowledge(rows)
     follower.look()
     assert follower.found.oldest is None
+
+
+def test_a_segment_that_vanishes_between_two_steps_costs_nothing(
+    path: Path, directory: Directory, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)))
+    names = directory.names()
+    monkeypatch.setattr(directory, "names", lambda: [*names, "2-1-1.ship", ".3-1-1.ship"])
+    rows = read(follower)
+    assert numbers(rows) == [0]
+    unlink = directory.unlink
+
+    def unlink_twice(name: str) -> None:
+        unlink(name)
+        unlink(name)
+
+    monkeypatch.setattr(directory, "unlink", unlink_twice)
+    follower.acknowledge(rows)
+    follower.look()
+    assert list(path.iterdir()) == []
+
+
+def test_what_a_living_process_has_not_finished_is_left_to_it(
+    path: Path, directory: Directory, follower: Follower
+) -> None:
+    write_segment(path, "1-1-1", b"")
+    write_segment(path, ".2-1-1", HEADER)
+    files = [directory.open_file(name) for name in directory.names()]
+    assert all(file.try_lock() for file in files)
+    assert read(follower) == []
+    assert len(list(path.iterdir())) == 2
+    for file in files:
+        file.close()
+    follower.look()
+    assert list(path.iterdir()) == []

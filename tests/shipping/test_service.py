@@ -19,9 +19,11 @@ import pytest
 from clients import Query
 from emulator import Emulator
 from harness import Records, eventually
+from lorc_eventlog import Envelope
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
 from lorc_eventlog.shipping import service as service_module
+from lorc_eventlog.shipping.dead_letters import DeadLetterFile
 from lorc_eventlog.shipping.lock import AnotherShipperError
 from lorc_eventlog.shipping.metrics import serving
 from lorc_eventlog.shipping.service import Settings, Shipper
@@ -139,8 +141,34 @@ def test_a_disk_that_takes_no_dead_letters_keeps_the_event_in_the_spool(
     (segment,) = path.glob("*.ship")
     assert b'"bad":true' in segment.read_bytes().replace(b"\\", b"")
     with shipping(path) as shipper:
-        assert shipper.wait_until(lambda progress: progress.is_empty, 20)
+        assert shipper.wait_until(lambda progress: progress.waiting == 1, 20)
+
+
+def test_a_dead_letter_waits_until_the_disk_takes_it(
+    scripted: ScriptedBigQuery,
+    path: Path,
+    appender: SegmentAppender,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted.refuse_row(lambda row: "bad" in row["payload"])
+    append(appender, range(1))
+    append(appender, range(1, 2), bad=True)
+    appender.close_segment()
+    tries: list[Envelope] = []
+    write = DeadLetterFile.append
+
+    def refuse_twice(letters: DeadLetterFile, envelope: Envelope, reason: str) -> None:
+        tries.append(envelope)
+        if len(tries) < 3:
+            raise OSError(5, "Input/output error")
+        write(letters, envelope, reason)
+
+    monkeypatch.setattr(DeadLetterFile, "append", refuse_twice)
+    with Records() as records, shipping(path) as shipper:
+        assert shipper.wait_until(lambda progress: progress.is_empty, 30)
         assert shipper.progress().rejected == 1
+    assert len([text for text in records.texts(40) if "takes no dead letters" in text]) == 1
+    assert len((path / "dead-letters.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_second_shipper_is_refused_and_told_who_has_the_directory(

@@ -43,6 +43,7 @@ class Cut:
     stored: bool = False
     code: StatusCode = StatusCode.UNAVAILABLE
     words: str = DRAINING_WORDS
+    details: Any = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,14 @@ class Pass:
     """Answer as ever."""
 
 
-Step = Cut | InAnswer | Silence | Pass
+@dataclass(frozen=True)
+class Reply:
+    """Answer with this message, whatever it is; None ends the call in good order instead."""
+
+    message: Any
+
+
+Step = Cut | InAnswer | Silence | Pass | Reply
 
 
 @dataclass
@@ -300,7 +308,10 @@ class _Handler(grpc.GenericRpcHandler):
                 rows = (
                     [] if self._server._discard else [_decode(row_class, row) for row in serialized]
                 )
-                answer = self._answer(context, stream, rows, offset)
+                step = self._server.next_step()
+                if step == Reply(None):
+                    return
+                answer = self._answer(step, context, stream, rows, offset)
                 if answer is not None:
                     yield answer.SerializeToString()
         finally:
@@ -308,21 +319,29 @@ class _Handler(grpc.GenericRpcHandler):
 
     def _answer(
         self,
+        step: Step | None,
         context: grpc.ServicerContext,
         stream: str,
         rows: list[dict[str, Any]],
         offset: int | None,
     ) -> Any:
         server = self._server
-        match server.next_step():
+        match step:
             case None | Pass():
                 return server.append(stream, rows, offset)
-            case Cut(stored, code, words):
+            case Cut(stored, code, words, details):
                 if stored:
                     server.append(stream, rows, offset)
+                if details is not None:
+                    encoded = details.SerializeToString()
+                    context.set_trailing_metadata(
+                        (("x-other", "text"), ("grpc-status-details-bin", encoded))
+                    )
                 context.abort(code, words)
             case InAnswer(code, words, storage_error):
                 return _error(code, words, storage_error)
+            case Reply(message):
+                return message
             case Silence(store_after):
                 if store_after is not None:
 

@@ -1,0 +1,275 @@
+"""One request into a committed stream, answer by answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from exactly_once import TABLE, Application, FakeStreams, Shipper
+from fake_disk import FakeDisk
+from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
+from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
+from lorc_eventlog.shipping import pending, stream_maker
+from lorc_eventlog.shipping.follower import Place
+from lorc_eventlog.shipping.pending import most_in_runs
+from lorc_eventlog.shipping.requests import FENCE_AFTER
+from lorc_eventlog.shipping.segment import Segment
+from lorc_eventlog.shipping.stream_maker import StreamMaker
+
+UNKNOWN = Failure(Reason("no answer"), None, may_be_the_rows=True, stored="unknown")
+NOT_FOUND = Failure(Reason("no such stream"), None, may_be_the_rows=False, stored="no")
+
+
+class Answers(FakeStreams):
+    """Answers what it is told to, and else as BigQuery does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appends: list[Any] = []
+        self.finalizes: list[Any] = []
+        self.creates: list[Any] = []
+
+    def append(self, *arguments: Any) -> Any:
+        return self.appends.pop(0) if self.appends else super().append(*arguments)
+
+    def finalize(self, *arguments: Any) -> Any:
+        return self.finalizes.pop(0) if self.finalizes else super().finalize(*arguments)
+
+    def create(self, *arguments: Any) -> Any:
+        return self.creates.pop(0) if self.creates else super().create(*arguments)
+
+
+@pytest.fixture
+def streams() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def disk() -> FakeDisk:
+    return FakeDisk()
+
+
+@pytest.fixture
+def application(disk: FakeDisk) -> Application:
+    return Application(disk, durable=True)
+
+
+def log(application: Application, *numbers: str) -> None:
+    for number in numbers:
+        application.append(number)
+    application.close_segment()
+
+
+def finish(shipper: Shipper, steps: int = 20) -> None:
+    for _ in range(steps):
+        if shipper.step(10):
+            return
+    pytest.fail("the shipper does not get to an end")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [AlreadyExists(9), AlreadyExists(1), Unusable(Reason("beyond")), AlreadyExists(None)],
+)
+def test_an_offset_that_somebody_else_took_puts_up_the_fence(
+    streams: Answers, disk: FakeDisk, application: Application, answer: Any
+) -> None:
+    log(application, "a")
+    streams.appends.append(answer)
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == {"a": 1}
+    first, second = streams.streams.values()
+    assert (first.is_finalized, second.rows) == (True, ["a"])
+
+
+def test_a_count_that_nobody_expected_is_reported(
+    streams: Answers, disk: FakeDisk, application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    log(application, "a")
+    streams.appends.append(Unusable(Reason("beyond")))
+    streams.finalizes.append(7)
+    shipper = Shipper(disk, streams, [])
+    finish(shipper)
+    shipper.notes.say()
+    assert "holds 7 rows where 0 or 1 were expected" in caplog.text
+
+
+def test_a_fence_that_cannot_be_put_up_is_tried_again(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    streams.appends.append(Unusable(Reason("beyond")))
+    streams.finalizes += [UNKNOWN, UNKNOWN]
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == {"a": 1}
+
+
+@pytest.mark.parametrize("is_unanswered", [True, False])
+def test_a_stream_that_is_gone_is_replaced_and_what_may_be_twice_is_said(
+    streams: Answers,
+    disk: FakeDisk,
+    application: Application,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_unanswered: bool,
+) -> None:
+    log(application, "a")
+    streams.appends += [*[UNKNOWN] * is_unanswered, Gone(NOT_FOUND)]
+    shipper = Shipper(disk, streams, [])
+    finish(shipper)
+    shipper.notes.say()
+    assert streams.stored() == {"a": 1}
+    assert len(streams.streams) == 2
+    assert ("may be twice" in caplog.text) == is_unanswered
+
+
+def test_a_stream_that_is_gone_when_it_is_finalized_is_replaced(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    streams.appends.append(Unusable(Reason("finalized")))
+    streams.finalizes.append(Gone(NOT_FOUND))
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == {"a": 1}
+
+
+def test_rows_that_may_break_bigquery_are_fenced_so_that_they_can_be_sent_apart(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a", "b")
+    streams.appends += [UNKNOWN] * FENCE_AFTER
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == {"a": 1, "b": 1}
+    assert len(streams.streams) == 2
+
+
+def test_a_refusal_after_a_copy_without_an_answer_is_settled_by_the_fence(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    streams.faults.append("lost")
+    shipper = Shipper(disk, streams, [])
+    shipper.step(10)
+    streams.appends.append(Refusal(Reason("schema"), is_about_size=False))
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+
+
+def test_without_disk_for_the_ledger_nothing_is_sent(
+    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(application, "a", "b")
+    shipper = Shipper(disk, streams, [])
+    books = shipper._transport._books
+
+    def refuse(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    write = books.write
+    monkeypatch.setattr(books, "write", refuse)
+    shipper.step(10)
+    assert streams.stored() == {}
+    monkeypatch.setattr(books, "write", write)
+    shipper.step(1)
+    assert sum(streams.stored().values()) == 1
+    monkeypatch.setattr(books, "write", refuse)
+    shipper.step(10)
+    assert sum(streams.stored().values()) == 1
+    assert isinstance(shipper._transport.settle(1.0), Failure)
+    monkeypatch.setattr(books, "write", write)
+    finish(shipper)
+    assert streams.stored() == {"a": 1, "b": 1}
+
+
+def test_a_refusal_that_cannot_be_recorded_is_settled_by_the_fence(
+    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(application, "a")
+    shipper = Shipper(disk, streams, [])
+    books = shipper._transport._books
+    write = books.write
+
+    def refuse_results(intent: object) -> None:
+        if intent is None:
+            raise OSError(5, "Input/output error")
+        write(cast("Any", intent))
+
+    streams.appends.append(Failure(Reason("INTERNAL"), None, may_be_the_rows=True, stored="no"))
+    monkeypatch.setattr(books, "write", refuse_results)
+    shipper.step(10)
+    monkeypatch.setattr(books, "write", write)
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+    assert len(streams.streams) == 2
+
+
+def test_what_is_pending_and_cannot_be_settled_keeps_everything_waiting(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    streams.appends += [UNKNOWN, UNKNOWN, UNKNOWN]
+    shipper = Shipper(disk, streams, [])
+    shipper.step(10)
+    assert shipper._transport.settle(1.0) == UNKNOWN
+    assert not shipper.step(10)
+    shipper._transport.reconnect()
+    shipper._transport.restart_in_child()
+    assert not shipper._transport.is_connected
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+
+
+def test_a_stream_that_cannot_be_made_is_a_failure(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    streams.creates.append(NOT_FOUND)
+    shipper = Shipper(disk, streams, [])
+    assert not shipper.step(10)
+    assert streams.stored() == {}
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+
+
+def test_no_more_streams_are_made_in_an_hour_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(stream_maker, "MOST_STREAMS_AN_HOUR", 2)
+    streams = Answers()
+    maker = StreamMaker(TABLE, cast("StreamClient", streams))
+    assert isinstance(maker.make(now), str)
+    now += 10
+    assert isinstance(maker.make(now), str)
+    result = maker.make(now)
+    assert isinstance(result, Failure)
+    assert "within an hour" in result.reason.text
+    now += 3595
+    assert isinstance(maker.make(now), str)
+
+
+def test_rows_in_more_runs_than_a_record_holds_are_sent_in_several_requests(
+    streams: Answers, disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "MAX_RUNS", 2)
+    for index in range(5):
+        log(Application(disk, durable=True), f"event {index}")
+    shipper = Shipper(disk, streams, [])
+    requests: list[int] = []
+    append: Callable[..., Any] = streams.append
+
+    def count(stream: str, offset: int, rows: list[bytes], timeout: float) -> Any:
+        requests.append(len(rows))
+        return append(stream, offset, rows, timeout)
+
+    monkeypatch.setattr(streams, "append", count)
+    finish(shipper)
+    assert requests == [2, 2, 1]
+    assert sum(streams.stored().values()) == 5
+
+
+def test_neighbouring_lines_are_one_run() -> None:
+    segment = cast("Segment", object())
+    places = [Place(segment, start, start + 10) for start in (0, 10, 20)]
+    assert most_in_runs(places) == 3
