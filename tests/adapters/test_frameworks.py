@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import requests
 
+from celery_workers import make_broker, running_celery, send_tasks
 from clients import Query
+from frameworks_page import blocks
 from harness import environment, eventually
-from servers import EXAMPLES, GUNICORN, UVICORN, Program, running, start_server
+from servers import EXAMPLES, GUNICORN, UVICORN, running, start_server
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "frameworks.md"
 ORDERS = 20
 
 PRELOAD = (*GUNICORN, "--preload")
@@ -194,48 +195,15 @@ def test_django_under_uvicorn_delivers_with_the_application_of_the_page(
 
 
 @pytest.fixture
-def celery_folder(tmp_path: Path, at_its_end: Callable[..., Path]) -> Path:
-    """A folder with the example and the settings of a broker that is a folder."""
-    for folder in ("broker", "outbox"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "celeryconfig.py").write_text(
-        'broker_url = "filesystem://"\n'
-        'broker_transport_options = {"data_folder_in": "broker", "data_folder_out": "outbox",\n'
-        '                            "control_folder": "broker", "polling_interval": 0.05}\n'
-    )
-    return at_its_end("celery_app.py")
-
-
-@contextmanager
-def running_celery(folder: Path, *options: str) -> Iterator[Program]:
-    worker = ("celery", "--app", "main", "worker", "--pool", "prefork", "--without-gossip")
-    with running(*worker, "--without-mingle", *options, folder=folder, **BY_CONFIG) as program:
-        program.wait_for(r"celery@.* ready")
-        yield program
-
-
-BY_CONFIG = {"CELERY_LOADER": "default"}  # reads celeryconfig.py
+def celery_folder(at_its_end: Callable[..., Path]) -> Path:
+    """A folder with the example and a broker."""
+    folder = at_its_end("celery_app.py")
+    make_broker(folder)
+    return folder
 
 
 def send_reports(folder: Path) -> list[str]:
-    """Send tasks, and give their ids.
-
-    They are moved to the broker when they are whole: its reader takes them as soon as they are
-    opened, and may find them empty.
-    """
-    program = f"import main\nfor n in range({ORDERS}): print(main.send_report.delay(n).id)"
-    sent = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=folder,
-        env=environment(**BY_CONFIG),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    for task in sorted((folder / "outbox").glob("*.celery.msg")):
-        task.rename(folder / "broker" / task.name)
-    return sent.stdout.split()
+    return send_tasks(folder, "send_report", ORDERS)
 
 
 def reports_in_bigquery(query: Query) -> list[str]:
@@ -341,17 +309,6 @@ def test_the_tests_of_a_user_pass_and_send_nothing(
 # The page
 
 
-def blocks(language: str, heading: str) -> list[str]:
-    """The code blocks of a section of the page."""
-    section = re.search(
-        rf"^## {heading}\n(.*?)(?=^## |\Z)",
-        PAGE.read_text(encoding="utf-8"),
-        re.DOTALL | re.MULTILINE,
-    )
-    assert section is not None
-    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
-
-
 @pytest.mark.parametrize(
     ("heading", "language", "example"),
     [
@@ -368,8 +325,8 @@ def test_the_code_on_the_page_is_that_of_an_example_that_runs(
     heading: str, language: str, example: str
 ) -> None:
     shown = blocks(language, heading)
-    if heading == "Django":
-        shown = shown[:1]  # the other is not of an example, and runs above
+    if heading in {"Django", "Celery"}:
+        shown = shown[:1]  # the others are not of an example, and run in tests of their own
     assert shown
     text = (EXAMPLES / example).read_text(encoding="utf-8")
     for block in shown:

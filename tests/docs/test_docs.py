@@ -144,7 +144,7 @@ DJANGO = (
 )
 
 GIVEN = {
-    "docs/frameworks.md": DJANGO,  # a project of Django
+    "docs/frameworks.md": f"{DJANGO}\nLOGGING = {{'version': 1}}",  # a project of Django
     "docs/spool.md": (
         "from google.cloud import bigquery\n"
         "from lorc_eventlog import BigQueryEventHandler, create_events_table\n"
