@@ -22,6 +22,7 @@ from clients import make_client
 from harness import fork_and_wait
 from lorc_eventlog import emit
 from lorc_eventlog.bigquery.connections import (
+    _LimitedSocket,
     limit_connections,
     reconnect,
     renew_connections,
@@ -429,4 +430,32 @@ def test_a_pool_whose_lock_a_thread_of_the_parent_has_does_not_hold_up_the_child
             return transport.send([make_row()], timeout=LATE) == Answer()
 
         assert fork_and_wait(close_in_child) == 0
+    assert transport.send([make_row()], timeout=LATE) == Answer()
+
+
+def test_a_connection_that_is_made_too_late_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with pytest.raises(TimeoutError, match="timed out"):
+            run_within(-1.0, lambda: _LimitedSocket(ours))
+        assert ours.fileno() == -1
+
+
+def test_what_is_read_of_a_connection_may_be_closed_twice() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        raw = _LimitedSocket(ours).makefile("rb").detach()
+        raw.close()
+        raw.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_pool_that_is_closed_stays_closed_in_the_child(
+    scripted: ScriptedBigQuery,  # noqa: ARG001
+    client: bigquery.Client,
+) -> None:
+    transport = InsertAllTransport(client, TABLE)
+    assert transport.send([make_row()], timeout=LATE) == Answer()
+    client.close()
+    renew_connections(client)
     assert transport.send([make_row()], timeout=LATE) == Answer()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -364,6 +366,29 @@ def test_without_googles_client_the_reason_is_said(
     failure = InsertAllTransport(client, TABLE).send([make_row()], timeout=1)
     assert isinstance(failure, Failure)
     assert failure.told([]) == "Google's client cannot be imported: OSError: none free"
+
+
+def test_a_row_that_a_double_puts_off_is_not_taken() -> None:
+    client: Any = Answers([{"index": 0, "errors": [{"reason": "stopped"}]}])
+    with pytest.raises(RuntimeError, match="it puts the row off"):
+        insert_now(client, TABLE, make_row())
+
+
+def test_under_uwsgi_the_client_is_imported_when_a_writer_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is loaded later is torn down before the last flush of a worker."""
+    imported = []
+
+    def import_client() -> None:
+        imported.append(1)
+        raise imports.ClientImportError("no")
+
+    monkeypatch.setattr(imports, "import_client", import_client)
+    imports.prepare()
+    monkeypatch.setitem(sys.modules, "uwsgi", types.ModuleType("uwsgi"))
+    imports.prepare()
+    assert imported == [1]
 
 
 def test_control_characters_of_a_type_are_escaped() -> None:
