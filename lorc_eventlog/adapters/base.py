@@ -50,7 +50,7 @@ class Adapter:
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
-        ValueError: An option has a value that it cannot have, or belongs to a writer that is
+        ValueError: An option has an invalid value, or belongs to a writer that is
             given or not there.
         TypeError: There is no such option.
     """

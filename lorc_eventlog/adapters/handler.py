@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class BigQueryEventHandler(Adapter, logging.Handler):
-    """Sends every record that carries ``event_type`` to BigQuery; all others pass by.
+    """Sends every record that carries ``event_type`` to BigQuery; others are ignored.
 
     The record's ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and
-    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them. None is as good as
-    missing; a missing payload is ``{}``. ``created_at`` is the record's own time. What loguru and
+    ``subject_id`` are read, as ``extra=`` or a ``logging.Filter`` sets them. None is treated as
+    unset; an unset payload is ``{}``. ``created_at`` is the record's own time. What loguru and
     structlog put into a record is read, too: ``logger.add(handler)``, ``wrap_for_formatter``.
 
-    The handler has no lock of its own, unlike other handlers: the writer needs none around it,
-    and so a log call never waits for another thread's.
+    The handler has no lock, unlike other handlers: the writer does its own locking, so a log call
+    never waits for that of another thread.
 
     Args:
         bq_client: A ``google.cloud.bigquery.Client``; None makes one on first use.
@@ -49,7 +49,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
-        ValueError: An option has a value that it cannot have.
+        ValueError: An option has an invalid value.
         TypeError: There is no such option.
     """
 
@@ -79,7 +79,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         self._payload_from_extra = payload_from_extra
 
     def createLock(self) -> None:  # noqa: N802  logging's name
-        """Have no lock; see the class."""
+        """Create no handler lock: the writer does its own locking."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool | logging.LogRecord:  # type: ignore[override]

@@ -26,7 +26,7 @@ class BigQueryEventProcessor(Adapter):
 
     Put it into the chain after ``merge_contextvars`` and before the renderer. It reads
     ``event_type``, ``source``, ``payload``, ``schema_ref``, ``correlation_id`` and ``subject_id``;
-    None is as good as missing. Without a ``payload``, it is everything else that is bound to the
+    None is treated as unset. Without a ``payload``, it is everything else that is bound to the
     event, its message (``event``) included, without what structlog puts there for itself.
 
     Args:

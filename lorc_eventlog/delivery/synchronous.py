@@ -53,7 +53,7 @@ def emit(
         subject_id: Who the event is about.
 
     Raises:
-        ValueError: The event is none; see :func:`build_envelope`.
+        ValueError: The event is invalid; see :func:`build_envelope`.
         RuntimeError: An environment variable is not set (the message names it), or BigQuery
             refused the event or was not reached (the message says why).
     """
