@@ -97,7 +97,10 @@ class Dispatcher:
         self._owner = weakref.ref(owner, self._let_go)
 
     def _let_go(self, _: object) -> None:
+        # Hazard: the garbage collector calls, perhaps in the middle of what has the lock. Both
+        # need none: the worst is that a sender looks for nothing.
         self._senders.is_closed = True
+        self._senders.call_all()
 
     # In the log call
 

@@ -22,6 +22,7 @@ from harness import (
     eventually,
     make_event,
     numbers_in,
+    refuse_odd,
     running_writer,
     submit_events,
     threads,
@@ -143,8 +144,7 @@ def test_the_books_balance_when_settling_fails(
 def test_a_dead_letter_whose_handing_over_fails_is_settled_all_the_same(
     scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted.refuse_row(lambda _row: True)
-    scripted.refuse_request(lambda _row: False, 400)
+    refuse_odd(scripted)
     with running_writer(client) as writer:
         settlement = dispatcher_of(writer)._settlement
 
@@ -153,7 +153,7 @@ def test_a_dead_letter_whose_handing_over_fails_is_settled_all_the_same(
             raise LookupError(PRIVATE)
 
         monkeypatch.setattr(settlement, "_hand_over", fail)
-        submit_events(writer, range(2))
+        submit_events(writer, range(5))
         assert writer.flush(10)
         assert writer.stats().rejected == 2
 
@@ -249,6 +249,7 @@ def test_forgotten_writers_keep_no_thread(
     client: bigquery.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spooled: bool
 ) -> None:
     monkeypatch.setattr(senders_module, "IDLE_SECONDS", 0.1)
+    before = set(threading.enumerate())
     for number in range(5):
         writer = EventWriter(
             client, flush_interval=0.01, spool_dir=tmp_path / str(number) if spooled else None
@@ -257,4 +258,26 @@ def test_forgotten_writers_keep_no_thread(
         assert writer.flush(10)
         del writer
     gc.collect()
-    eventually(lambda: not [each for each in threading.enumerate() if "lorc" in each.name], 30)
+
+    def senders_left() -> list[threading.Thread]:
+        return [each for each in {*threading.enumerate()} - before if "lorc" in each.name]
+
+    eventually(lambda: not senders_left(), 30)
+
+
+def test_what_hangs_at_a_close_is_sent_once_more_over_a_new_connection(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    with running_writer(client, batch_rows=1, close_timeout=4.0) as writer:
+        writer.submit(make_event(0))
+        assert writer.flush(10)
+        scripted.script(*[hang()] * senders_module.MAX_SENDERS)
+        submit_events(writer, range(1, 1 + senders_module.MAX_SENDERS))  # no sender is left
+        scripted.wait_for_requests(1 + senders_module.MAX_SENDERS)
+        ports = {request.client_port for request in scripted.requests}
+        writer.close()
+        assert writer.stats().buffered == 0
+        assert_adds_up(writer.stats())
+
+    assert numbers_in(scripted) == list(range(1 + senders_module.MAX_SENDERS))
+    assert scripted.requests[-1].client_port not in ports
