@@ -19,8 +19,16 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
 from lorc_eventlog import EventWriter, build_envelope
+from lorc_eventlog.lifecycle import descriptors
 
-CHANGES = ("pwrite", "ftruncate", "unlink", "rename", "open", "close")
+CHANGES = (
+    (os, "pwrite"),
+    (os, "ftruncate"),
+    (os, "unlink"),
+    (os, "rename"),
+    (descriptors, "open_here"),
+    (descriptors, "close"),
+)
 
 
 def die_after(changes: int) -> None:
@@ -36,8 +44,8 @@ def die_after(changes: int) -> None:
 
         return call
 
-    for name in CHANGES:
-        setattr(os, name, dying(getattr(os, name)))
+    for owner, name in CHANGES:
+        setattr(owner, name, dying(getattr(owner, name)))
 
 
 def run(directory: Path, *, changes: int | None) -> None:

@@ -83,6 +83,7 @@ def test_eight_processes_are_killed_at_random_moments_and_no_event_is_lost(
     assert all(path.name.endswith(".damaged") for path in directory.iterdir())
 
 
+@pytest.mark.timeout(600)
 def test_a_kill_after_any_change_on_disk_loses_nothing(
     scripted: ScriptedBigQuery, tmp_path: Path
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_kill_after_any_change_on_disk_loses_nothing(
 
 def subprocess_output(name: str, *arguments: object) -> str:
     program = start_program(name, *arguments)
-    output, said = program.communicate(timeout=120)
+    output, said = program.communicate(timeout=500)
     assert program.returncode == 0, said
     return output
 
@@ -145,6 +146,7 @@ def test_an_answer_that_is_lost_with_the_process_makes_no_second_row(
     assert scripted.duplicates == []
 
 
+@pytest.mark.timeout(600)
 def test_an_outage_longer_than_memory_keeps_memory_flat_and_the_order(
     scripted: ScriptedBigQuery, tmp_path: Path
 ) -> None:

@@ -175,6 +175,21 @@ def test_events_of_the_dead_are_sent_without_waiting_for_a_full_batch(tmp_path: 
     assert numbers(work(queue)) == [0]
 
 
+def test_events_of_the_dead_overtake_own_ones_that_are_only_on_disk(
+    queue: SpooledQueue, tmp_path: Path
+) -> None:
+    segment_of_the_dead(tmp_path, HEADER + b"".join(map(line, range(100, 103))))
+    chore = queue.take(0.0, alone=False).chore
+    assert chore is not None
+    for number in range(10):
+        assert queue.accept(row(number), 0.0)
+    position = queue.request_flush()
+    queue.chore_done(chore(), 0.0)
+    assert (position, queue.position, queue.held) == (10, 10, 13)
+    assert sorted(numbers(work(queue))) == [*range(10), 100, 101, 102]
+    assert queue.settled(position)
+
+
 def test_the_directory_is_looked_into_every_minute(queue: SpooledQueue, tmp_path: Path) -> None:
     assert work(queue) == []
     segment_of_the_dead(tmp_path, HEADER + line(0))

@@ -229,3 +229,15 @@ def test_trouble_of_one_kind_is_said_once_a_minute(
             assert not setup.store.append(line(2))
         setup.close()
     assert len(records.texts(logging.ERROR)) == 1
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_header_that_is_written_in_part_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    setup = Setup(tmp_path, durable=durable)
+    real_write = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[:10], at))
+        assert not setup.store.append(line(0))
+    assert names(tmp_path) == []
