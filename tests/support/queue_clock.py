@@ -52,12 +52,14 @@ def failure(*, may_be_the_rows: bool) -> Failure:
 class Clock:
     """A queue and the time, as the dispatcher would pass it."""
 
-    def __init__(self, *, batch_rows: int = 10, flush_interval: float = 1.0) -> None:
+    def __init__(
+        self, *, batch_rows: int = 10, flush_interval: float = 1.0, capacity: int = 100_000
+    ) -> None:
         self.now = 1000.0
         self.queue = DeliveryQueue(
             batch_rows=batch_rows,
             flush_interval=flush_interval,
-            capacity=100_000,
+            capacity=capacity,
             capacity_bytes=2**26,
             limits=LIMITS,
         )
