@@ -79,6 +79,11 @@ class SpooledQueue(DeliveryQueue):
         """How many rows came so far."""
         return super().position + self._store.unread - self._overtaken
 
+    @property
+    def holds_only_doubtful(self) -> bool:
+        """Whether every row that is held is in doubt."""
+        return super().holds_only_doubtful and not self._store.unread
+
     def request_flush(self, position: int | None = None) -> int:
         """Send all rows before ``position`` (default: all) without waiting for a full batch."""
         position = self.position if position is None else position

@@ -186,6 +186,7 @@ def test_events_of_the_dead_overtake_own_ones_that_are_only_on_disk(
     position = queue.request_flush()
     queue.chore_done(chore(), 0.0)
     assert (position, queue.position, queue.held) == (10, 10, 13)
+    assert not queue.holds_only_doubtful
     assert sorted(numbers(work(queue))) == [*range(10), 100, 101, 102]
     assert queue.settled(position)
 
