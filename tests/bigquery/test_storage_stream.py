@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from google.cloud.bigquery_storage_v1 import types
 from google.rpc import status_pb2
 from grpc import StatusCode
 
@@ -22,7 +21,7 @@ from lorc_eventlog.bigquery.storage_stream import (
 from lorc_eventlog.bigquery.storage_write import table_path
 from lorc_eventlog.bigquery.transport import Failure, Refusal
 from lorc_eventlog.events.row import row_at
-from scripted_storage import Cut, InAnswer, Reply, ScriptedStorage, Silence
+from scripted_storage import Cut, InAnswer, Reply, ScriptedStorage, Silence, types
 
 
 @pytest.fixture

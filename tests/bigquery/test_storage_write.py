@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
-from google.cloud.bigquery_storage_v1 import types
 from grpc import StatusCode
 
 from clients import Query
@@ -31,6 +30,7 @@ from scripted_storage import (
     ScriptedStorage,
     Silence,
     Step,
+    types,
 )
 
 STREAM = "projects/test-project/datasets/dataset/tables/events/streams/_default"

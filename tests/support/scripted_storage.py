@@ -24,10 +24,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
-from google.cloud.bigquery_storage_v1 import types
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.rpc import status_pb2
 from grpc import StatusCode
+
+# It comes with bqemulator, which some environments cannot have.
+types = pytest.importorskip("google.cloud.bigquery_storage_v1.types")
 
 SERVICE = "/google.cloud.bigquery.storage.v1.BigQueryWrite"
 IDLE_WORDS = "Closing the stream because it has been inactive for 600 seconds."
