@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.batch import Batch, DeadLetter, Doubt, oldest_rows
 from lorc_eventlog.delivery.fresh import FreshRows
-from lorc_eventlog.events.row import row_bytes
+from lorc_eventlog.events.row import SMALL_ROW, row_bytes
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Limits
     from lorc_eventlog.events.row import Row
-
-SMALL_ROW = 32_768
-"""Bytes that an event rarely exceeds; see :attr:`Books.inbox_room`."""
 
 
 class Books:

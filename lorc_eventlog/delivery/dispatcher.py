@@ -13,7 +13,7 @@ from lorc_eventlog.delivery.courier import Courier, Task
 from lorc_eventlog.delivery.flusher import LONGEST_WAIT, Flusher
 from lorc_eventlog.delivery.inbox import Inbox
 from lorc_eventlog.delivery.senders import MAX_SENDERS, Senders
-from lorc_eventlog.delivery.settlement import Settlement, WriterStats
+from lorc_eventlog.delivery.settlement import Settlement
 from lorc_eventlog.events.row import Row, row_bytes
 from lorc_eventlog.lifecycle.locks import Lock
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import DeadLetterCallback
     from lorc_eventlog.delivery.queue import DeliveryQueue
     from lorc_eventlog.delivery.report import Report
+    from lorc_eventlog.delivery.stats import WriterStats
 
 _holding: set[Dispatcher] = set()
 """Keeps a dispatcher that nobody else refers to, until what it holds is delivered."""

@@ -20,7 +20,6 @@ from lorc_eventlog.delivery.batch import (
     Verdict,
     some,
 )
-from lorc_eventlog.delivery.books import SMALL_ROW
 from lorc_eventlog.delivery.doubt import Moment
 from lorc_eventlog.delivery.schedule import Schedule
 from lorc_eventlog.delivery.suspicion import (
@@ -29,6 +28,7 @@ from lorc_eventlog.delivery.suspicion import (
     is_canary,
     is_proved,
 )
+from lorc_eventlog.events.row import SMALL_ROW
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal

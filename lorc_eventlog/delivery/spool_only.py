@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.report import DROP_INTERVAL, count_of
-from lorc_eventlog.delivery.settlement import WriterStats
+from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.diagnostics import Notes, Throttle
 from lorc_eventlog.events.row import Row, finish
 from lorc_eventlog.lifecycle import fork

@@ -6,14 +6,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Self
 
-from lorc_eventlog.bigquery.client import open_client
-from lorc_eventlog.bigquery.connections import renew_connections
-from lorc_eventlog.bigquery.failures import why_no_client
-from lorc_eventlog.bigquery.insert_all import insert_now
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
-from lorc_eventlog.delivery.settlement import WriterStats
 from lorc_eventlog.delivery.sinks import Sink, chosen_sink
+from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
@@ -62,9 +58,16 @@ def emit(
         return
     sink = chosen_sink()
     if sink is None:
-        insert_now(bq_client, events_table(), row)
+        _insert(bq_client, row)
     else:
         sink(row)
+
+
+def _insert(client: Client, row: Row) -> None:
+    # Not with `import lorc_eventlog`, which it would slow down.
+    from lorc_eventlog.bigquery.insert_all import insert_now
+
+    insert_now(client, events_table(), row)
 
 
 class ForegroundWriter:
@@ -88,6 +91,10 @@ class ForegroundWriter:
             self._find_sink()
             if self._sink is None:
                 events_table()
+        # Now, because a fork in the middle of an import leaves the child with a locked module.
+        import lorc_eventlog.bigquery.client
+        import lorc_eventlog.bigquery.insert_all  # noqa: F401
+
         self._client = bq_client
         self._counters = _Counters()
         fork.register(self)
@@ -127,7 +134,7 @@ class ForegroundWriter:
         fork.restart_if_forked()
         finish(row)
         try:
-            insert_now(self._own_client(), events_table(), row)
+            _insert(self._own_client(), row)
         except Exception as error:
             self._counters.count_rejected(describe(error))
             raise
@@ -153,6 +160,9 @@ class ForegroundWriter:
 
     def _own_client(self) -> Client:
         if self._client is None:
+            from lorc_eventlog.bigquery.client import open_client
+            from lorc_eventlog.bigquery.failures import why_no_client
+
             try:
                 self._client = open_client()
             except Exception as error:
@@ -167,6 +177,8 @@ class ForegroundWriter:
         if self._counters.pid != fresh.pid:
             self._counters = fresh
         if self._client is not None:
+            from lorc_eventlog.bigquery.connections import renew_connections
+
             renew_connections(self._client)
 
 

@@ -6,25 +6,24 @@ import os
 import time
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from lorc_eventlog.bigquery.imports import prepare
-from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.options import (
     MAX_SECONDS,
     DeadLetterCallback,
     WriterOptions,
     check_client,
 )
-from lorc_eventlog.delivery.queue import SMALL_ROW
-from lorc_eventlog.delivery.settlement import NO_EVENTS, WriterStats
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, Sink, chosen_sink
+from lorc_eventlog.delivery.stats import NO_EVENTS, WriterStats
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
-from lorc_eventlog.events.row import Row, draft_at, row_bytes
+from lorc_eventlog.events.row import SMALL_ROW, Row, draft_at, row_bytes
+from lorc_eventlog.lifecycle import exit as process_exit  # noqa: F401  before the application's
 from lorc_eventlog.lifecycle import fork
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.delivery.dispatchers import Dispatchers
     from lorc_eventlog.delivery.spool_only import SpoolOnlyDelivery
     from lorc_eventlog.events.models import Payload
 
@@ -233,6 +232,11 @@ def _make_delivery(
     client: Client | None, options: WriterOptions
 ) -> Dispatchers | SpoolOnlyDelivery:
     if not options.spool_only:
+        # Not with `import lorc_eventlog`, which it would slow down, nor later than here: a fork in
+        # the middle of an import leaves the child with a module that is locked for ever.
+        from lorc_eventlog.bigquery.imports import prepare
+        from lorc_eventlog.delivery.dispatchers import Dispatchers
+
         prepare()
         return Dispatchers(client, options)
     if client is not None:

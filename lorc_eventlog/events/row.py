@@ -23,6 +23,9 @@ _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 _ROW_BYTES = 300
 """About how large a row is without its texts: names, id, time, and what Python needs for it."""
 
+SMALL_ROW = 32_768
+"""Bytes that an event rarely exceeds; see :attr:`Books.inbox_room`."""
+
 
 class Row(TypedDict):
     """An envelope as it goes over the wire: ``payload`` is JSON text, encoded once."""

@@ -32,10 +32,9 @@ from lorc_eventlog.bigquery.transport import (
     RefusedRow,
 )
 from lorc_eventlog.delivery.batch import Batch, DeadLetter, Doubt, Verdict
-from lorc_eventlog.delivery.books import SMALL_ROW
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.schedule import HUNG_AFTER
-from lorc_eventlog.events.row import Row, row_bytes
+from lorc_eventlog.events.row import SMALL_ROW, Row, row_bytes
 
 REQUEST_BYTES = 9_000
 LENGTHS = st.sampled_from([0, 10, 400, 3_000, 20_000])

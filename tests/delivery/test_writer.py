@@ -20,7 +20,7 @@ from harness import (
 from inside import senders_of
 from lorc_eventlog import Envelope
 from lorc_eventlog.delivery import senders as senders_module
-from lorc_eventlog.delivery.settlement import NO_EVENTS
+from lorc_eventlog.delivery.stats import NO_EVENTS
 from scripted_bigquery import ScriptedBigQuery, delay, hang, status
 
 
