@@ -81,7 +81,7 @@ def test_in_the_foreground_an_error_that_nobody_expects_is_told_by_its_type(
     def broken(*_: object) -> None:
         raise LookupError(PRIVATE)
 
-    monkeypatch.setattr(lorc_eventlog.delivery.synchronous, "insert_now", broken)
+    monkeypatch.setattr(lorc_eventlog.delivery.synchronous, "_insert", broken)
     handler = attach(source="app", background=False)
     logger.info("an event", extra={"event_type": "a.b"})
     [report] = reports(capsys)

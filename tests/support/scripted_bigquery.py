@@ -286,6 +286,11 @@ class ScriptedBigQuery:
         """Rows (as sent: payload is text) that the predicate holds for are never stored."""
         self._refused_rows.append((predicate, row_error(reason, "", message)))
 
+    def refuse_nothing(self) -> None:
+        """Forget ``refuse_row`` and ``refuse_request``."""
+        self._refused_rows.clear()
+        self._refused_requests.clear()
+
     def refuse_request(self, predicate: Predicate, status: int = 400) -> None:
         """Requests with a row that the predicate holds for are answered with this status."""
         self._refused_requests.append((predicate, status))
