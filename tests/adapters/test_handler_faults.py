@@ -59,11 +59,11 @@ def test_nothing_that_is_logged_on_the_way_holds_the_event(
     logging.getLogger().addHandler(Everything())
     logging.getLogger("google").setLevel(logging.DEBUG)
     scripted.script(status(503), status(400, message=f"Bad value {PRIVATE}"))
-    scripted.refuse_row(lambda _: True, "invalid", f"Bad value {PRIVATE}")
+    scripted.refuse_row(lambda _: True, "invalid", f"Bad value {PRIVATE}", "subject_id")
     extra = {"event_type": "a.b", "payload": {"x": PRIVATE}, "subject_id": PRIVATE}
     logging.getLogger("app").info("an event", extra=extra)
     eventually(lambda: any("lorc-eventlog check" in text for text in said), 60)
-    scripted.refuse_nothing()
+    scripted._refused_rows.clear()
     assert handler.flush(60)
     assert any("/insertAll" in text for text in said)
     assert PRIVATE not in "".join(said)

@@ -181,7 +181,7 @@ def test_emit_tells_what_bigquery_refuses_and_by_which_line(
 ) -> None:
     scripted.refuse_row(lambda row: f'"a":{bad}' in row["payload"], message=f"no {bad} {SECRET}")
     result = emit_lines_of(LINES.replace("}", f', "{SECRET}": 0}}'))
-    assert result.stderr == f"✗ line {bad}: invalid at the row: no … …\n"
+    assert result.stderr == f"✗ line {bad}: invalid at payload: no … …\n"
     assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
     assert len(scripted.rows) == 2
     assert result.exit_code == 1

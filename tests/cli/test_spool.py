@@ -197,7 +197,7 @@ def test_drain_shows_how_far_it_is(
     scripted: ScriptedBigQuery, spool_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left_by_a_dead_process(spool_dir, 2000)
-    scripted.always(delay(0.15))
+    scripted.script(*[delay(seconds) for seconds in (0.3, 0.6, 0.9, 1.2)])
     monkeypatch.setenv("FORCE_COLOR", "1")
     result = run("spool", str(spool_dir), "--drain")
     assert "delivering" in result.stderr

@@ -40,7 +40,7 @@ def test_a_dead_letter_is_the_whole_envelope_with_bigquerys_reason(
     ((envelope, reason),) = dead
     assert envelope == event
     assert list(envelope) == list(event)
-    assert reason.startswith("invalid at the row: Could not parse")
+    assert reason.startswith("invalid at payload: Could not parse")
 
 
 def test_without_a_callback_an_error_names_the_event_and_the_reason(

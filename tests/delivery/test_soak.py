@@ -71,7 +71,7 @@ class Soak:
         self.children: list[tuple[int, int, int]] = []
         self.writer = self.open()
         server.refuse_row(lambda row: number_of(row) % 97 == 13)
-        server.refuse_request(lambda row: number_of(row) % 397 == 29, 400)
+        server.refuse_request(lambda row: number_of(row) % 397 == 29, 413)
         server.stop_row_once(lambda row: number_of(row) % 61 == 7)
 
     def open(self) -> EventWriter:

@@ -14,7 +14,9 @@ from scripted_bigquery import ScriptedBigQuery, status
 
 
 def refuse_all_rows(server: ScriptedBigQuery) -> None:
-    server.refuse_row(lambda _row: True, message="no such field: subject_id.")
+    server.refuse_row(
+        lambda _row: True, message="no such field: subject_id.", location="subject_id"
+    )
 
 
 def refuse_all_requests(server: ScriptedBigQuery) -> None:

@@ -281,15 +281,14 @@ class ScriptedBigQuery:
             self._always = None
 
     def refuse_row(
-        self, predicate: Predicate, reason: str = "invalid", message: str = "Row refused."
+        self,
+        predicate: Predicate,
+        reason: str = "invalid",
+        message: str = "Row refused.",
+        location: str = "payload",
     ) -> None:
-        """Rows (as sent: payload is text) that the predicate holds for are never stored."""
-        self._refused_rows.append((predicate, row_error(reason, "", message)))
-
-    def refuse_nothing(self) -> None:
-        """Forget ``refuse_row`` and ``refuse_request``."""
-        self._refused_rows.clear()
-        self._refused_requests.clear()
+        """Never store rows for which the predicate holds; as sent, a payload is text."""
+        self._refused_rows.append((predicate, row_error(reason, location, message)))
 
     def refuse_request(self, predicate: Predicate, status: int = 400) -> None:
         """Requests with a row that the predicate holds for are answered with this status."""

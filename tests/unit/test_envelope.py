@@ -352,7 +352,7 @@ def test_emit_raises_bigquerys_reasons_when_the_row_is_refused(
     scripted.refuse_row(lambda _: True, "invalid", "Field too odd.")
     with pytest.raises(
         RuntimeError,
-        match=r"^BigQuery did not take event [0-9a-f-]{36} \(a\.b\): invalid at the row: Field too",
+        match=r"^BigQuery did not take event [0-9a-f-]{36} \(a\.b\): invalid at payload: Field too",
     ):
         emit("a.b", {}, source="s", bq_client=client)
 
