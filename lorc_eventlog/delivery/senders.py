@@ -138,12 +138,10 @@ class Senders:
 
     def open_inbox(self, *, is_watched: bool = False) -> None:
         """Let log calls leave their rows without the lock, if one looks soon."""
-        all_are_busy = len(self._threads) >= self.most > 0 == self._waiting
+        all_are_busy = len(self._threads) >= self.most and not self._waiting
         self._inbox.open(is_watched=is_watched or self._watching > 0 or all_are_busy)
 
     def _start(self) -> bool:
-        if self.most == 0:
-            return False
         self._begins()
         process_exit.watch_pools()
         thread = BackgroundThread(self._work, f"lorc_eventlog-sender-{len(self._threads) + 1}")
