@@ -14,6 +14,7 @@ import lorc_eventlog.delivery.synchronous
 from handlers import Attach, reports
 from harness import PRIVATE
 from lorc_eventlog import build_envelope
+from lorc_eventlog.delivery.synchronous import ForegroundWriter
 from scripted_bigquery import ScriptedBigQuery, hang, status
 
 
@@ -146,3 +147,17 @@ def test_in_the_foreground_a_forked_child_has_connections_and_counters_of_its_ow
     ports = {request.client_port for request in (*of_parent, last)}
     assert len(ports) == 1
     assert of_child.client_port not in ports
+
+
+def test_in_the_foreground_what_is_counted_while_a_child_begins_anew_stays_counted(
+    scripted: ScriptedBigQuery, logger: logging.Logger, attach: Attach
+) -> None:
+    """A signal handler that logs in the middle of it has it begin anew, and the rest follows."""
+    handler = attach(source="app", background=False)
+    logger.info("an event", extra={"event_type": "a.b", "payload": {}})
+    writer = handler.writer
+    assert isinstance(writer, ForegroundWriter)
+    writer.restart_in_child()
+    assert writer.stats().delivered == 1
+    logger.info("an event", extra={"event_type": "a.b", "payload": {}})
+    assert writer.stats().delivered == len(scripted.rows) == 2

@@ -456,6 +456,10 @@ def test_a_pool_that_is_closed_stays_closed_in_the_child(
 ) -> None:
     transport = InsertAllTransport(client, TABLE)
     assert transport.send([make_row()], timeout=LATE) == Answer()
+    pools = client._http.get_adapter("http://").poolmanager.pools
+    [pool] = [pools[key] for key in pools.keys()]  # noqa: SIM118  it is no mapping that iterates
     client.close()
+    pool.close()
     renew_connections(client)
+    assert pool.pool is None
     assert transport.send([make_row()], timeout=LATE) == Answer()

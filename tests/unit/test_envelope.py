@@ -253,6 +253,13 @@ def test_a_row_is_the_envelope_with_the_payload_as_json_text() -> None:
     assert row == {**envelope, "payload": '{"subject":"Hello"}'}
 
 
+def test_an_envelope_that_is_not_whole_is_refused_with_what_it_lacks() -> None:
+    envelope: Any = build()
+    del envelope["source"], envelope["payload"]
+    with pytest.raises(ValueError, match=r"^the envelope lacks source, payload$"):
+        to_row(envelope)
+
+
 def test_a_row_becomes_the_envelope_again_for_a_dead_letter() -> None:
     envelope = build(payload={"a": [1, {"b": None}]}, subject_id="patient-17")
     assert to_envelope(to_row(envelope)) == envelope

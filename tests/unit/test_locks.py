@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,6 +211,26 @@ def test_a_notification_that_comes_too_late_goes_to_another() -> None:
     assert lock.run(condition.wait, 0) is False
     assert woken.get(timeout=10)
     thread.join()
+
+
+def test_a_wait_that_ends_before_it_begins_keeps_the_lock() -> None:
+    """A signal handler raised before the lock was released."""
+    lock = Lock()
+    condition = lock.condition()
+
+    class Interrupted(deque[threading.Lock]):
+        def append(self, _waiter: threading.Lock) -> None:
+            raise OutOfTimeError
+
+    condition._waiters = Interrupted()
+
+    def action() -> bool:
+        with pytest.raises(OutOfTimeError):
+            condition.wait()
+        return lock.is_owned()
+
+    assert lock.run(action)
+    assert is_free(lock)
 
 
 def test_a_lock_is_stale_when_threading_makes_locks_of_another_type(

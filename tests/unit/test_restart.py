@@ -192,6 +192,32 @@ def test_a_child_of_a_child_begins_from_the_first_part(
     assert first.restarts == 2
 
 
+@pytest.fixture
+def fork_lock(monkeypatch: pytest.MonkeyPatch) -> fork.ForkLock:
+    monkeypatch.setattr(fork, "_fork_locks", [])
+    return fork.ForkLock(fork_waits=10)
+
+
+def test_an_action_that_no_fork_may_interrupt_begins_when_all_has_begun_anew(
+    page: bytearray, fork_lock: fork.ForkLock
+) -> None:
+    part = Part()
+    fork.register(part)
+    page[0] = 0
+    assert fork_lock.run(lambda: part.restarts) == 1
+
+
+def test_a_part_that_begins_anew_may_run_such_an_action_and_does_not_begin_again(
+    page: bytearray, fork_lock: fork.ForkLock
+) -> None:
+    seen: list[bool] = []
+    part = Part(lambda: seen.append(fork_lock.run(fork.has_forked)))
+    fork.register(part)
+    page[0] = 0
+    fork.restart_if_forked()
+    assert (part.restarts, seen) == (1, [True])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux wipes pages")
 def test_where_the_kernel_wipes_no_page_the_process_id_is_looked_at(
     monkeypatch: pytest.MonkeyPatch,
