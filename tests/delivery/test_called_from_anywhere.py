@@ -34,6 +34,7 @@ from inside import (
     inbox_of,
     lock_of,
     queue_of,
+    senders_of,
     waiting_senders,
 )
 from lorc_eventlog import BigQueryEventHandler
@@ -135,6 +136,20 @@ def test_a_log_call_in_a_destructor_that_runs_under_the_lock_is_delivered(
         assert list(inbox_of(writer)) != []  # the queue is not entered twice
         writer.stats()  # whoever has the lock next sees to it
         scripted.wait_for_rows(1)
+
+    assert numbers_in(scripted) == [0]
+
+
+def test_a_row_that_such_a_call_leaves_in_an_inbox_just_closed_is_delivered(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    with running_writer(client) as writer:
+        inbox = dispatcher_of(writer).inbox
+        inbox.limit = 1
+        inbox.rows = Interrupting(inbox.rows, lambda: setattr(inbox, "limit", 0))
+        lock_of(writer).run(writer.submit, make_event(0))
+        assert senders_of(writer) == set()  # whoever has the lock may be in the middle of that
+        assert writer.flush(10)
 
     assert numbers_in(scripted) == [0]
 

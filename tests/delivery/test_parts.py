@@ -21,6 +21,7 @@ from harness import (
 )
 from inside import dispatcher_of, queue_of, senders_of
 from lorc_eventlog.bigquery.transport import Reason
+from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.queue import DeadLetter, Trouble
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.lifecycle import locks
@@ -55,12 +56,40 @@ def test_when_locks_become_others_new_rows_go_to_another_dispatcher(
         assert second is not first
         submit_events(writer, range(8, 10))
         assert dispatcher_of(writer) is second
+        # A second thread that found the first one stale takes what has replaced it.
+        assert writer._dispatchers._replace(first) is second  # type: ignore[arg-type]
         assert writer.flush(20)
         stats = writer.stats()
         assert (stats.submitted, stats.delivered) == (10, 10)
         assert stats.last_error is not None
 
     assert numbers_in(scripted) == list(range(10))
+
+
+# Twice the same
+
+
+def test_a_second_thread_finds_the_first_dispatcher_made(client: bigquery.Client) -> None:
+    with running_writer(client) as writer:
+        first, dispatchers = dispatcher_of(writer), writer._dispatchers
+        dispatchers.begin()
+        assert isinstance(dispatchers, Dispatchers)
+        dispatchers._begin()
+        assert dispatcher_of(writer) is first
+
+
+def test_what_is_logged_while_a_child_begins_anew_stays_in_it(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    """A signal handler that logs in the middle of it has it begin anew, and the rest follows."""
+    with running_writer(client, flush_interval=60) as writer:
+        writer.submit(make_event(0))
+        dispatcher = dispatcher_of(writer)
+        writer._dispatchers.restart_in_child()
+        assert dispatcher_of(writer) is dispatcher
+        assert writer.stats().submitted == 1
+
+    assert numbers_in(scripted) == [0]
 
 
 # What hangs while closing
@@ -186,7 +215,7 @@ def test_a_chore_that_is_interrupted_is_told_to_the_queue(
 
         def take_chore(now: float, *, alone: bool) -> Any:
             found = take(now, alone=alone)
-            if found.batch is None and chores:
+            if found.batch is None and chores and len(told) == 2 - len(chores):  # by turns
                 return found._replace(chore=chores.pop(0))
             return found
 

@@ -49,6 +49,13 @@ def test_nothing_is_due_in_an_empty_queue(clock: Clock) -> None:
     assert clock.wait_for() is None
 
 
+def test_a_queue_without_a_disk_has_nothing_there_to_deliver_or_to_lose(clock: Clock) -> None:
+    clock.queue.look_now()
+    assert clock.wait_for() is None
+    assert clock.queue.is_drained
+    assert clock.queue.chore_done(None, clock.now) == 0
+
+
 def test_a_row_waits_for_others_for_the_flush_interval(clock: Clock) -> None:
     clock.add(1)
     assert clock.wait_for() == pytest.approx(1.0)

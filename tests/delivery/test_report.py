@@ -128,6 +128,11 @@ WAITED = "BigQuery did not accept them within 10 s"
                 f"start: {WAITED}: BigQuery did not answer"
             ),
         ),
+        (
+            "/spool",
+            Left(2, 0, None),
+            f"lost 2 events that the disk did not take: {WAITED}: BigQuery did not answer",
+        ),
     ],
 )
 def test_at_exit_what_is_gone_is_lost(spool_dir: str | None, left: Left, told: str) -> None:

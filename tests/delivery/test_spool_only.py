@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +25,11 @@ from harness import (
     threads,
 )
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, EventWriter, WriterStats
+from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery import spool_only as spool_only_module
 from lorc_eventlog.lifecycle import fork
 from lorc_eventlog.spool.format import decode_line
+from lorc_eventlog.spool.shipped import lock_name
 from lorc_eventlog.testing import capture_events
 
 
@@ -155,6 +159,18 @@ def test_a_child_of_a_fork_writes_a_segment_of_its_own(path: Path) -> None:
     assert len(list(path.glob("*.ship"))) == 2
 
 
+def test_a_child_of_a_fork_before_the_first_event_begins_by_itself(path: Path) -> None:
+    with capture_events():
+        writer = make_writer(path)
+
+    def in_child() -> bool:
+        writer.submit(make_event(1))
+        return writer.stats().spooled == 1
+
+    assert fork_and_wait(in_child) == 0
+    assert numbers(path) == [1]
+
+
 def test_a_child_that_never_logs_began_nothing(path: Path) -> None:
     writer = make_writer(path)
     assert fork_and_wait(lambda: writer.stats().submitted == 0) == 0
@@ -192,6 +208,26 @@ def test_overflow_block_waits_until_the_shipper_has_made_room(
     assert writer.stats().dropped == 0
 
 
+def test_overflow_block_looks_again_and_again_whether_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, pauses = [time.monotonic()], [0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        pauses[0] += 1
+        if pauses[0] % 3 == 0:
+            for segment in sorted(path.glob("*.ship"))[:-1]:
+                segment.unlink()
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(spool_only_module, "time", clock)
+    writer = make_writer(path, spool_max_bytes=3000, overflow="block")
+    submit_events(writer, range(20))
+    assert pauses[0] >= 3
+    assert (writer.stats().spooled, writer.stats().dropped) == (20, 0)
+
+
 def test_overflow_block_does_not_wait_for_what_is_not_about_room(path: Path) -> None:
     path.mkdir()
     path.chmod(0o777)
@@ -215,6 +251,21 @@ def test_a_directory_that_nobody_ships_is_reported_once_a_minute(
     warnings = records.texts(logging.WARNING)
     assert len(warnings) == 2
     assert f"lorc-eventlog ship {path}" in warnings[0]
+
+
+def test_a_directory_that_a_shipper_has_is_not_reported(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = make_writer(path)
+    writer.submit(make_event(0))
+    lock = path / lock_name(events_table())
+    lock.touch(mode=0o600)
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with lock.open("r+") as shipper, Records() as records:
+        fcntl.flock(shipper, fcntl.LOCK_EX)
+        writer.submit(make_event(1))
+    assert records.records == []
 
 
 def test_a_disk_that_cannot_be_forced_is_reported(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 from google.cloud import bigquery
 
 from harness import (
@@ -15,6 +17,7 @@ from harness import (
     running_writer,
     submit_events,
 )
+from inside import dispatcher_of
 from lorc_eventlog import Envelope
 from scripted_bigquery import ScriptedBigQuery, hang, status
 
@@ -33,6 +36,31 @@ def test_without_threads_the_one_that_flushes_sends(
         no_threads()
 
     assert numbers_in(scripted) == list(range(15))
+
+
+def test_without_threads_a_fault_of_our_own_does_not_end_a_flush(
+    scripted: ScriptedBigQuery,
+    client: bigquery.Client,
+    no_threads: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    try:
+        with running_writer(client) as writer:
+            courier = dispatcher_of(writer)._courier
+            choose, faults = courier.choose, [LookupError()]
+
+            def fail_once(now: float, timeout: float) -> Any:
+                if faults:
+                    raise faults.pop()
+                return choose(now, timeout)
+
+            monkeypatch.setattr(courier, "choose", fail_once)
+            submit_events(writer, range(3))
+            assert writer.flush(10)
+    finally:
+        no_threads()
+
+    assert numbers_in(scripted) == [0, 1, 2]
 
 
 def test_without_threads_flush_keeps_to_its_timeout(

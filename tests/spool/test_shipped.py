@@ -132,6 +132,13 @@ def test_at_the_limit_lines_are_refused_until_the_shipper_has_deleted_something(
     appender.abandon()
 
 
+def test_a_line_over_the_limit_is_refused_before_anything_is_made(path: Path, notes: Notes) -> None:
+    appender = make_appender(path, notes, max_bytes=len(LINE) - 1)
+    with pytest.raises(SpoolFullError):
+        appender.append(LINE, 0.0)
+    assert not path.exists()
+
+
 def test_a_line_that_lacks_only_its_line_break_is_written(
     path: Path, appender: SegmentAppender, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from harness import (
     sampled,
     submit_events,
 )
-from inside import held_in_memory, queue_of
+from inside import held_in_memory, lock_of, queue_of
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, Envelope, EventWriter
 from lorc_eventlog.spool import segment, store
 from lorc_eventlog.spool.format import HEADER, encode_line
@@ -48,6 +48,19 @@ def test_an_event_is_on_disk_when_the_call_returns(down: ScriptedBigQuery, tmp_p
             (report,) = survey(tmp_path)
             assert report.events == number + 1
         down.healthy()
+
+
+def test_an_event_logged_in_the_middle_of_a_log_call_is_on_disk_too(
+    down: ScriptedBigQuery, tmp_path: Path
+) -> None:
+    with running_writer(spool_dir=tmp_path) as writer:
+        lock_of(writer).run(writer.submit, make_event(0))
+        (report,) = survey(tmp_path)
+        assert report.events == 1
+        down.healthy()
+        assert writer.flush(10)
+
+    assert numbers_in(down) == [0]
 
 
 def test_an_event_that_is_delivered_is_erased_from_the_disk(
