@@ -224,8 +224,9 @@ def test_the_metrics_are_prometheus_text_on_the_address_that_was_asked_for(
         with serving(shipper.progress, "127.0.0.1", port):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
                 text = answer.read().decode()
-            with pytest.raises(urllib.error.HTTPError):
+            with pytest.raises(urllib.error.HTTPError) as missing:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/other")
+            missing.value.close()
             with (
                 pytest.raises(OSError, match="in use"),
                 serving(shipper.progress, "127.0.0.1", port),
