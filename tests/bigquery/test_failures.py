@@ -222,6 +222,9 @@ def test_a_server_that_is_down_is_named_with_its_port(
     assert failure.stored == "no"
 
 
+@pytest.mark.skipif(
+    not hasattr(urllib3.exceptions, "NameResolutionError"), reason="urllib3 has it since 2.0"
+)
 def test_a_host_that_has_no_address_is_named() -> None:
     error = urllib3.exceptions.NameResolutionError("bq.invalid", None, OSError("Name unknown"))  # type: ignore[arg-type]
     failure = failure_of(requests.exceptions.ConnectionError(error))

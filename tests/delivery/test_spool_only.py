@@ -116,7 +116,7 @@ from lorc_eventlog import BigQueryEventHandler
 handler = BigQueryEventHandler(source="s", spool_dir={str(path)!r}, spool_only=True)
 logger = logging.getLogger("a"); logger.setLevel(20); logger.addHandler(handler)
 logger.info("x", extra={{"event_type": "t", "payload": {{"number": 1}}}})
-unwanted = {{"google.cloud", "requests", "grpc", "urllib3"}}
+unwanted = {{"google.cloud.bigquery", "requests", "grpc", "urllib3"}}
 print(threading.active_count(), unwanted & {{*sys.modules}})
 """
     said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment())
