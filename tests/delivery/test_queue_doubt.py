@@ -412,6 +412,15 @@ def test_what_is_in_flight_is_sent_once_more_and_the_first_result_counts(clock: 
     assert (clock.queue.stored, clock.queue.held) == (2, 0)
 
 
+def test_a_refusal_that_comes_after_the_rows_were_stored_changes_nothing(clock: Clock) -> None:
+    first = take_new(clock, 1)
+    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+    clock.pass_(clock.take())
+
+    assert not clock.refuse(first)
+    assert (clock.queue.stored, clock.queue.dead, clock.queue.held) == (1, 0, 0)
+
+
 def test_a_failure_of_the_first_leaves_the_second_to_decide(clock: Clock) -> None:
     first = take_new(clock, 1)
     clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
