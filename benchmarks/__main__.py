@@ -1,4 +1,4 @@
-"""Measure everything, then write benchmarks/results.json and what docs/performance.md shows.
+"""Measure everything, then write benchmarks/results.json and what the page about performance shows.
 
 python -m benchmarks            a quarter of an hour, on a machine that does nothing else
 python -m benchmarks --quick    two minutes, to see that it works

@@ -1,7 +1,7 @@
 """The same faults met by lorc_eventlog and by three other ways to deliver logs.
 
-Writes a table into docs/reliability.md, and prints it. Each cell is a program of its own, with
-each library's default options, against a server of its own:
+Writes a table into docs/operate/reliability.md, and prints it. Each cell is a program of its own,
+with each library's default options, against a server of its own:
 
     python -m benchmarks.faults
 """
@@ -24,7 +24,7 @@ from benchmarks import arms
 from benchmarks.events import MESSAGE, make_payload
 from benchmarks.server import ROOT, Remote, environment, running_server
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "operate" / "reliability.md"
 PATIENCE = 45.0
 """A program that has not ended after so many seconds is ended."""
 

@@ -1,4 +1,4 @@
-"""docs/performance.md: the tables between its markers, and the plot, from the figures."""
+"""docs/background/performance.md: the tables between its markers, and the plot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from benchmarks import call_cost, cpu_per_event, disk, growth
 from benchmarks.events import KILOBYTES
 from benchmarks.server import ROOT
 
-PAGE = ROOT / "docs" / "performance.md"
-PLOT = ROOT / "docs" / "performance.svg"
+PAGE = ROOT / "docs" / "background" / "performance.md"
+PLOT = ROOT / "docs" / "background" / "performance.svg"
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 _SECTION = re.compile(r"(<!-- (\w+): written by the benchmark -->\n).*?(<!-- end -->)", re.DOTALL)

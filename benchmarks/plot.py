@@ -1,4 +1,4 @@
-"""The plot of docs/performance.md, legible on white and on black."""
+"""The plot of docs/background/performance.md, legible on white and on black."""
 
 from __future__ import annotations
 

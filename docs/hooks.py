@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ INTRODUCTION = """\
 
 The files of the directory `examples`. Each says in its first lines how to run it, and each runs in
 the tests."""
+PAGE = "reference/examples.md"
 LANGUAGES = {".json": "json", ".py": "python", ".service": "ini", ".yaml": "yaml"}
 
-_LINK = re.compile(r"\]\(\.\./examples/?([\w.]*)\)")
+_LINK = re.compile(r"\]\((?:\.\./)+examples/?([\w.]*)\)")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
 _TEST = re.compile(r"<code>test_\w+</code>")
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the page with the examples."""
-    files.append(File.generated(config, "examples.md", content=examples_page()))
+    files.append(File.generated(config, PAGE, content=examples_page()))
     return files
 
 
@@ -45,10 +47,11 @@ def anchor(name: str) -> str:
     return name.replace(".", "-")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to the directory of examples go to the page that is made of it."""
+    examples = posixpath.relpath(PAGE, posixpath.dirname(page.file.src_uri))
     return _LINK.sub(
-        lambda link: f"](examples.md{'#' + anchor(link[1]) if link[1] else ''})", markdown
+        lambda link: f"]({examples}{'#' + anchor(link[1]) if link[1] else ''})", markdown
     )
 
 

@@ -1,6 +1,6 @@
 """One ``insertAll``: rows in, and what became of them out.
 
-``docs/reliability.md`` has the whole list of what may happen.
+``docs/operate/reliability.md`` has the whole list of what may happen.
 """
 
 from __future__ import annotations

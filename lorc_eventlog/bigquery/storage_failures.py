@@ -1,8 +1,8 @@
 """What an answer or error of the Storage Write API means for the rows of a request.
 
 An *answer* that holds an error is about its request. The *call's own* error is about the
-connection, the table or the account, and never a verdict on rows. docs/bigquery.md lists each with
-BigQuery's words and where they come from.
+connection, the table or the account, and never a verdict on rows.
+docs/background/bigquery.md lists each with BigQuery's words and where they come from.
 """
 
 from __future__ import annotations

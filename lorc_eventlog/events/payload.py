@@ -5,7 +5,7 @@ what the caller does to the dict afterwards changes nothing. orjson encodes a pa
 values as it is. One that it refuses is copied into plain JSON values first, by
 :mod:`lorc_eventlog.events.plain_values`. orjson's own way, ``default=``, is not taken: a payload
 that changes while orjson calls back, in another thread or in a ``__repr__``, crashes the process.
-``docs/payload.md`` has the table of every type, and a test for each of its lines.
+``docs/reference/payload.md`` has the table of every type, and a test for each of its lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The segments that this process writes.
 
 Plain files and ``pwrite``, because that costs the log call a fraction of what an SQLite
-transaction does (``docs/performance.md``), and because a damaged line costs one event.
+transaction does (``docs/background/performance.md``), and because a damaged line costs one event.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ class TestStructlogThroughTheStandardLibrary:
 
 
 class TestNothingArrivesOrTwice:
-    """The causes that docs/operating.md names."""
+    """The causes that docs/operate/monitoring.md names."""
 
     def test_an_adapter_without_merge_extra_replaces_the_extras_of_the_call(
         self, logger: logging.Logger, events: list[Envelope]

@@ -144,13 +144,13 @@ DJANGO = (
 )
 
 GIVEN = {
-    "docs/frameworks.md": f"{DJANGO}\nLOGGING = {{'version': 1}}",  # a project of Django
-    "docs/spool.md": (
+    "docs/guides/frameworks.md": f"{DJANGO}\nLOGGING = {{'version': 1}}",  # a project of Django
+    "docs/operate/spool.md": (
         "from google.cloud import bigquery\n"
         "from lorc_eventlog import BigQueryEventHandler, create_events_table\n"
         "client = bigquery.Client()"
     ),
-    "docs/testing.md": (
+    "docs/guides/testing.md": (
         "import logging\n"
         "import pytest\n"
         "def receive_email(subject):\n"
@@ -188,12 +188,12 @@ def run_page(page: str, directory: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.usefixtures("events_table")
 @pytest.mark.parametrize("page", pages_with(*IN_PROCESS))
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path) -> None:
-    if page == "docs/frameworks.md":
+    if page == "docs/guides/frameworks.md":
         pytest.importorskip("django")
         pytest.importorskip("fastapi")
         pytest.importorskip("pythonjsonlogger")
     if (
-        page == "docs/payload.md"
+        page == "docs/reference/payload.md"
     ):  # test_payload_page.py runs what it can of it, without pandas, too
         pytest.importorskip("pandas")
 
@@ -244,9 +244,9 @@ def test_the_start_page_delivers_two_events(query: Query, tmp_path: Path) -> Non
 
 @pytest.mark.process
 def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
-    blocks = [block.code for block in blocks_of("docs/testing.md", "python")]
+    blocks = [block.code for block in blocks_of("docs/guides/testing.md", "python")]
     module = tmp_path / "test_page.py"
-    module.write_text("\n\n".join([GIVEN["docs/testing.md"], *blocks]), encoding="utf-8")
+    module.write_text("\n\n".join([GIVEN["docs/guides/testing.md"], *blocks]), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     shown = subprocess.run(
         [
@@ -328,7 +328,7 @@ def test_the_queries_of_the_table_page_find_what_they_say(
         )
 
     def found(part: str) -> list[dict[str, object]]:
-        (sql,) = (b.code for b in blocks_of("docs/table.md", "sql") if part in b.code)
+        (sql,) = (b.code for b in blocks_of("docs/guides/table.md", "sql") if part in b.code)
         return query(sql.replace("my_dataset.", ""))
 
     assert len(found("event_type = 'email.received'\n  AND")) == 2
@@ -436,7 +436,7 @@ def test_every_test_that_the_page_about_reliability_names_exists() -> None:
     }
     rows = re.findall(
         r"^\| (.+) \| (.+) \| `(test_\w+)` \|$",
-        (DOCS / "reliability.md").read_text(encoding="utf-8"),
+        (DOCS / "operate/reliability.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     assert len(rows) > 30
@@ -444,11 +444,11 @@ def test_every_test_that_the_page_about_reliability_names_exists() -> None:
 
 
 def test_the_page_about_reliability_has_a_place_for_the_comparison() -> None:
-    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    text = (DOCS / "operate/reliability.md").read_text(encoding="utf-8")
     assert text.count("<!-- faults:begin -->") == text.count("<!-- faults:end -->") == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/options.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/options.md"])
 def test_every_option_is_on_the_page_with_its_default(page: str) -> None:
     rows = dict(
         re.findall(
@@ -475,7 +475,7 @@ def test_the_messages_on_the_page_about_operating_are_those_of_the_package() -> 
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    text = (DOCS / "operating.md").read_text(encoding="utf-8")
+    text = (DOCS / "operate/monitoring.md").read_text(encoding="utf-8")
     section = text.partition("## Messages")[2].partition("\n## ")[0]
     messages = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
     assert len(messages) > 5
@@ -484,7 +484,7 @@ def test_the_messages_on_the_page_about_operating_are_those_of_the_package() -> 
         assert any(part in constant for constant in constants), message
 
 
-@pytest.mark.parametrize("page", ["docs/options.md", "docs/operating.md"])
+@pytest.mark.parametrize("page", ["docs/reference/options.md", "docs/operate/monitoring.md"])
 def test_what_an_event_counts_as_is_what_the_writer_counts(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     row: Any = dict.fromkeys(Row.__annotations__, "")
@@ -499,7 +499,7 @@ def test_the_options_of_a_command_are_on_its_page_with_their_defaults() -> None:
     click = pytest.importorskip("click")
     from lorc_eventlog.cli.app import commands
 
-    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    page = (DOCS / "reference/cli.md").read_text(encoding="utf-8")
     for name, command in commands.commands.items():
         section = page.partition(f"## `{name}`")[2].partition("\n## ")[0]
         rows = re.findall(r"^\| (`-.+?) \| (.*?) ?\|", section, re.MULTILINE)

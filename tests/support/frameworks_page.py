@@ -1,11 +1,11 @@
-"""The code that docs/frameworks.md shows, which tests run."""
+"""The code that docs/guides/frameworks.md shows, which tests run."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "frameworks.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "guides" / "frameworks.md"
 
 
 def blocks(language: str, heading: str) -> list[str]:

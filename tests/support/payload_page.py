@@ -1,4 +1,4 @@
-"""docs/payload.md as the tests read it: its names, its tables, and both ways to encode a value."""
+"""docs/reference/payload.md as the tests read it: names, tables, both ways to encode a value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from lorc_eventlog.events.payload import encode_payload
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "payload.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "payload.md"
 SECRET = "Ada Lovelace, born 1815"
 
 

@@ -7,7 +7,8 @@ that the client sends. Run it in the process of the test::
         server.script(Cut(stored=True), InAnswer(StatusCode.INTERNAL, "..."))
 
 Each step of the script is for one AppendRows request; after the last, all is well. A row whose
-payload holds ``"poison"`` is always refused. ``docs/bigquery.md`` says where the words come from.
+payload holds ``"poison"`` is always refused. ``docs/background/bigquery.md``
+says where the words come from.
 """
 
 from __future__ import annotations

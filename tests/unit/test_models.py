@@ -1,4 +1,4 @@
-"""Payloads that are objects of other libraries: docs/payload.md has what each becomes."""
+"""Payloads that are objects of other libraries: docs/reference/payload.md has what each becomes."""
 
 from __future__ import annotations
 

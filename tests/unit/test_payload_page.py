@@ -1,4 +1,4 @@
-"""What each Python value becomes in BigQuery: docs/payload.md, line by line."""
+"""What each Python value becomes in BigQuery: docs/reference/payload.md, line by line."""
 
 from __future__ import annotations
 

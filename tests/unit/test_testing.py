@@ -383,7 +383,7 @@ def test_a_spool_of_a_writer_that_was_made_in_the_block_is_drained_after_it(
 
 
 def test_the_code_on_the_page_runs(tmp_path: Path) -> None:
-    page = (PROJECT / "docs" / "testing.md").read_text(encoding="utf-8")
+    page = (PROJECT / "docs" / "guides" / "testing.md").read_text(encoding="utf-8")
     first, *tests = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     module = (
         f"import pytest\n{first}\n"
