@@ -11,7 +11,6 @@ or by `uvicorn fastapi_app:app`, and place an order by
     curl -X POST -H 'X-Request-ID: 0d7c5b6e-2f6e-4a0c-8f5a-4d3b2c1a0f9e' localhost:8000/orders/17
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +31,7 @@ logger = logging.getLogger("shop")
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Deliver at the end, because uvicorn ends by SIGTERM, without Python's exit functions."""
     yield
-    await asyncio.to_thread(events.flush)
+    await events.aflush()
 
 
 app = FastAPI(lifespan=lifespan)

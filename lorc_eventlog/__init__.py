@@ -8,7 +8,7 @@ from lorc_eventlog.adapters.processor import BigQueryEventProcessor
 from lorc_eventlog.adapters.redaction import RedactionFilter
 from lorc_eventlog.bigquery.create import check_events_table, create_events_table
 from lorc_eventlog.delivery.stats import WriterStats
-from lorc_eventlog.delivery.synchronous import emit
+from lorc_eventlog.delivery.synchronous import ForegroundWriter, emit
 from lorc_eventlog.delivery.writer import EventWriter
 from lorc_eventlog.events.envelope import Envelope, build_envelope
 
@@ -19,6 +19,7 @@ __all__ = [
     "BigQueryEventProcessor",
     "Envelope",
     "EventWriter",
+    "ForegroundWriter",
     "RedactionFilter",
     "WriterStats",
     "build_envelope",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
 
 from lorc_eventlog.delivery.options import check, has_method
 from lorc_eventlog.delivery.synchronous import ForegroundWriter
+from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.delivery.writer import EventWriter
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class WriterOptions(TypedDict, total=False):
     spool_mode: Literal["private", "group"]
 
 
-class Adapter:
+class Adapter(Waits):
     """Base of everything that turns log calls into events.
 
     Args:
@@ -63,7 +64,7 @@ class Adapter:
         *,
         source: str | None = None,
         background: bool = True,
-        writer: EventWriter | None = None,
+        writer: EventWriter | ForegroundWriter | None = None,
         **writer_options: Unpack[WriterOptions],
     ) -> None:
         self._check_options(writer_options)
@@ -97,12 +98,6 @@ class Adapter:
             options = [*self.own_options, *_OPTIONS_OF_A_WRITER]
             msg = f"no such option: {', '.join(unknown)}; the options are {', '.join(options)}"
             raise TypeError(msg)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Send what is buffered and wait until it is settled.

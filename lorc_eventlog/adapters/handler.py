@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.adapters.base import WriterOptions
+    from lorc_eventlog.delivery.synchronous import ForegroundWriter
     from lorc_eventlog.delivery.writer import EventWriter
 
 
@@ -62,7 +63,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         *,
         source: str | None = None,
         background: bool = True,
-        writer: EventWriter | None = None,
+        writer: EventWriter | ForegroundWriter | None = None,
         payload_from_extra: bool = False,
         **writer_options: Unpack[WriterOptions],
     ) -> None:

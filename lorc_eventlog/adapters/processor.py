@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.adapters.base import WriterOptions
+    from lorc_eventlog.delivery.synchronous import ForegroundWriter
     from lorc_eventlog.delivery.writer import EventWriter
 
 
@@ -49,7 +50,7 @@ class BigQueryEventProcessor(Adapter):
         *,
         source: str | None = None,
         background: bool = True,
-        writer: EventWriter | None = None,
+        writer: EventWriter | ForegroundWriter | None = None,
         redact_line: bool = False,
         **writer_options: Unpack[WriterOptions],
     ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
 from lorc_eventlog.delivery.sinks import Sink, chosen_sink
 from lorc_eventlog.delivery.stats import WriterStats
+from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
@@ -70,7 +71,7 @@ def _insert(client: Client, row: Row) -> None:
     insert_now(client, events_table(), row)
 
 
-class ForegroundWriter:
+class ForegroundWriter(Waits):
     """Takes envelopes as ``EventWriter`` does and delivers each before it returns.
 
     Args:
@@ -139,12 +140,6 @@ class ForegroundWriter:
             self._counters.count_rejected(describe(error))
             raise
         self._counters.count_delivered()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return True: nothing is ever buffered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from lorc_eventlog.delivery.options import (
     MAX_SECONDS,
@@ -14,6 +14,7 @@ from lorc_eventlog.delivery.options import (
 )
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, Sink, chosen_sink
 from lorc_eventlog.delivery.stats import NO_EVENTS, WriterStats
+from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import SMALL_ROW, Row, draft_at, row_bytes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.events.models import Payload
 
 
-class EventWriter:
+class EventWriter(Waits):
     """Takes envelopes from any thread and delivers them to BigQuery in the background.
 
     Args:
@@ -108,12 +109,6 @@ class EventWriter:
             self._sink = sink
             capture.watch()
         self._is_begun = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def close_timeout(self) -> float:

@@ -64,6 +64,7 @@ def test_everything_public_is_there_and_documented() -> None:
         "BigQueryEventProcessor",
         "Envelope",
         "EventWriter",
+        "ForegroundWriter",
         "RedactionFilter",
         "WriterStats",
         "build_envelope",
