@@ -36,6 +36,7 @@ class WriterOptions(TypedDict, total=False):
     spool_sync: Literal["normal", "full"]
     spool_only: bool
     spool_mode: Literal["private", "group"]
+    deliver_on_sigterm: bool
 
 
 class Adapter(Waits):

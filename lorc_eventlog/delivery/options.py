@@ -75,6 +75,7 @@ class WriterOptions:
     spool_sync: Literal["normal", "full"]
     spool_only: bool
     spool_mode: Literal["private", "group"]
+    deliver_on_sigterm: bool
 
     def __post_init__(self) -> None:
         check_whole("batch_rows", self.batch_rows, MAX_BATCH_ROWS)
@@ -103,6 +104,12 @@ class WriterOptions:
             "spool_mode",
             self.spool_mode,
             '"private" or "group"',
+        )
+        check(
+            isinstance(self.deliver_on_sigterm, bool),
+            "deliver_on_sigterm",
+            self.deliver_on_sigterm,
+            "true or false",
         )
         if self.spool_only and self.spool_dir is None:
             msg = "spool_only needs spool_dir, the directory that `lorc-eventlog ship` reads"

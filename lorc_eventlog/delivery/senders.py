@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from lorc_eventlog.lifecycle import exit as process_exit
+from lorc_eventlog.lifecycle import sigterm
 from lorc_eventlog.lifecycle.signals import BackgroundThread
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class Senders:
     def _start(self) -> bool:
         self._begins()
         process_exit.watch_pools()
+        sigterm.request.make_again()
         thread = BackgroundThread(self._work, f"lorc_eventlog-sender-{len(self._threads) + 1}")
         self._threads.add(thread)
         try:

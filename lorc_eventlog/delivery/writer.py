@@ -19,7 +19,7 @@ from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import SMALL_ROW, Row, draft_at, row_bytes
 from lorc_eventlog.lifecycle import exit as process_exit  # noqa: F401  before the application's
-from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle import fork, sigterm
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -53,6 +53,8 @@ class EventWriter(Waits):
             deliver. The process then has no sender, no client and no connection.
         spool_mode: Who shares the directory, with ``spool_only``: nobody, or with ``"group"`` all
             users of its group.
+        deliver_on_sigterm: Whether SIGTERM ends the process in order, delivering first. It sets a
+            signal handler, if the process has none and this is its main thread; else it warns.
 
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set, or
@@ -76,6 +78,7 @@ class EventWriter(Waits):
         spool_sync: Literal["normal", "full"] = "normal",
         spool_only: bool = False,
         spool_mode: Literal["private", "group"] = "private",
+        deliver_on_sigterm: bool = False,
     ) -> None:
         check_client(bq_client)
         self._options = WriterOptions(
@@ -91,6 +94,7 @@ class EventWriter(Waits):
             spool_sync=spool_sync,
             spool_only=spool_only,
             spool_mode=spool_mode,
+            deliver_on_sigterm=deliver_on_sigterm,
         )
         _import_now_what_is_needed_later()
         self._dispatchers = _make_delivery(bq_client, self._options)
@@ -105,6 +109,8 @@ class EventWriter(Waits):
         sink = chosen_sink()
         if sink is None:
             self._dispatchers.begin()
+            if self._options.deliver_on_sigterm:
+                sigterm.request.make()
         else:
             self._sink = sink
             capture.watch()

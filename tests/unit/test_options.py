@@ -39,6 +39,7 @@ WHOLE = "must be a whole number from 1 on"
         ("spool_dir", "", "must be the path of a directory"),
         ("spool_dir", 5, "must be the path of a directory"),
         ("spool_sync", "always", 'must be "normal" or "full"'),
+        ("deliver_on_sigterm", 1, "must be true or false"),
     ],
 )
 def test_an_option_that_cannot_be_is_named_with_what_it_must_be(
