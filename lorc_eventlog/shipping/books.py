@@ -31,13 +31,15 @@ class Books:
         self._lines = lines
         self._unrecorded: tuple[Run, ...] = ()
         """Lines whose rows are stored, which the ledger does not say yet."""
-        self._erased: list[set[str]] = [set() for _ in range(SLOTS)]
-        """By slot of the ledger, the segments in which lines of its record were erased."""
+        self._to_erase: dict[int, tuple[Run, ...]] = {}
+        """By slot of the ledger, lines that its record names and that the spool still holds."""
+        self._erased: dict[int, tuple[Run, ...]] = {}
+        """The same of lines that were erased and perhaps not forced to the disk."""
 
     @property
     def is_written(self) -> bool:
-        """Whether the ledger says everything."""
-        return not self._unrecorded
+        """Whether the ledger says everything, and the spool holds nothing that is stored."""
+        return not self._unrecorded and not self._to_erase
 
     def stored(self, intent: Intent) -> None:
         """Note that the rows of ``intent`` are stored: the next record says so."""
@@ -50,21 +52,46 @@ class Books:
         Raises:
             OSError: The disk refuses it. Nothing may be sent; it may be called again.
         """
+        self._erase()
         slot = self._ledger.next_slot
-        # What the record in this slot erased must be erased on the disk before the record goes.
-        self._lines.force(self._erased[slot])
-        self._erased[slot] = set()
+        self._force(slot)
         stored = self._unrecorded
         self._ledger.write(stream=self.stream, end=self.end, stored=stored, intent=intent)
         self._unrecorded = ()
-        self._erased[slot] = self._lines.erase(stored)
+        if stored:
+            self._to_erase[slot] = stored
+        self._erase()
+
+    def _erase(self) -> None:
+        """Erase what the ledger says is stored.
+
+        Hazard: an error may leave some of it in the spool. It must be erased before the record that
+        names it is overwritten, or a later shipper takes it for new.
+        """
+        for slot, runs in list(self._to_erase.items()):
+            self._lines.erase(runs)
+            self._erased[slot] = runs
+            del self._to_erase[slot]
+
+    def _force(self, slot: int) -> None:
+        """Force to the disk what the record in ``slot`` erased: the record will be overwritten."""
+        runs = self._erased.get(slot, ())
+        try:
+            self._lines.force({run.segment for run in runs})
+        except OSError:
+            # Hazard: after an error the kernel may forget what it did not write, and say of the
+            # next attempt that all is well. So the lines are erased anew before that.
+            self._to_erase[slot] = runs
+            raise
+        self._erased.pop(slot, None)
 
     def recover(self) -> Pending | None:
         """Go on where the shipper before ended; return the request whose outcome is not known."""
         records = self._ledger.records
         for record in records:
             # A loss of power may have brought back what was erased and not forced.
-            self._erased[record.number % SLOTS] = self._lines.erase(record.stored)
+            self._to_erase[record.number % SLOTS] = record.stored
+            self._erase()
         if not records:
             return None
         self.stream, self.end = records[-1].stream, records[-1].end

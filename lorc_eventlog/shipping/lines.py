@@ -43,11 +43,9 @@ class Lines:
                     start += len(line) + 1
         return rows
 
-    def erase(self, runs: Iterable[Run]) -> set[str]:
-        """Overwrite ``runs`` with blanks; return the names of the segments that they are in."""
-        names = set()
+    def erase(self, runs: Iterable[Run]) -> None:
+        """Overwrite ``runs`` with blanks."""
         for run in runs:
-            names.add(run.segment)
             with contextlib.suppress(FileNotFoundError):
                 file = self._directory.open_file(run.segment)
                 try:
@@ -56,7 +54,6 @@ class Lines:
                         file.write(BLANK * (end - start - 1) + b"\n", start)
                 finally:
                     file.close()
-        return names
 
     def force(self, names: Iterable[str]) -> None:
         """Force what was erased in these segments to the disk, and that they are deleted."""

@@ -38,7 +38,8 @@ class World:
         self._shipper: Shipper | None = None
 
     def log(self, count: int, *, poison: bool) -> None:
-        kill_at, self.disk.kill_at = self.disk.kill_at, None  # kills are for the shipper
+        at = self.disk.kill_at, self.disk.fail_at  # kills and errors are for the shipper
+        self.disk.kill_at = self.disk.fail_at = None
         for _ in range(count):
             number = f"event {len(self.started)}"
             self.started.add(number)
@@ -48,7 +49,7 @@ class World:
                 self._application.close_segment()
             else:
                 (self.bad if poison else self.good).add(number)
-        self.disk.kill_at = kill_at
+        self.disk.kill_at, self.disk.fail_at = at
 
     def close_segment(self) -> None:
         self._application.close_segment()
@@ -58,7 +59,7 @@ class World:
             if self._shipper is None:
                 self._shipper = Shipper(self.disk, self.streams, self.dead_letters)
             return self._shipper.step(limit)
-        except OSError:  # the disk is full
+        except OSError:  # it cannot begin
             self._shipper = None
             return False
         except Killed:
@@ -77,7 +78,7 @@ class World:
         self._application = Application(self.disk, durable=self._durable)
 
     def settle_and_check(self) -> None:
-        self.disk.kill_at = None
+        self.disk.kill_at = self.disk.fail_at = None
         self.disk.is_full = False
         self.streams.faults.clear()
         self.close_segment()
@@ -132,6 +133,10 @@ class Machine(RuleBasedStateMachine):
     def kill_later(self, changes: int) -> None:
         self.world.disk.kill_at = self.world.disk.changes + changes
 
+    @rule(changes=st.integers(1, 12))
+    def fail_later(self, changes: int) -> None:
+        self.world.disk.fail_at = self.world.disk.changes + changes
+
     @rule(rng=st.randoms(use_true_random=False))
     def lose_power(self, rng: random.Random) -> None:
         self.world.lose_power(rng)
@@ -157,11 +162,13 @@ def test_any_order_of_calls_faults_kills_and_losses_of_power_stores_each_event_o
     )
 
 
-def scenario(seed: int, kill_at: int | None, *, durable: bool, power: bool) -> World:
+def scenario(
+    seed: int, kill_at: int | None, *, durable: bool, power: bool, fail_at: int | None = None
+) -> World:
     """Log, ship and break in an order that ``seed`` decides; end at change ``kill_at``."""
     rng = random.Random(seed)
     world = World(durable=durable)
-    world.disk.kill_at = kill_at
+    world.disk.kill_at, world.disk.fail_at = kill_at, fail_at
     for _ in range(rng.randint(15, 40)):
         draw = rng.random()
         if draw < 0.35:
@@ -190,6 +197,22 @@ def test_a_kill_after_each_single_change_on_disk_stores_each_event_once(
     whole.settle_and_check()
     for kill_at in range(1, whole.disk.changes + 1):
         scenario(seed, kill_at, durable=durable, power=power).settle_and_check()
+
+
+@pytest.mark.parametrize("more", [0, 25])
+@pytest.mark.parametrize("seed", range(3 + int(SOAK / 10)))
+def test_an_error_of_the_disk_at_each_single_change_stores_each_event_once(
+    seed: int, more: int
+) -> None:
+    """The shipper goes on for a while, so that records are overwritten; then the power fails."""
+    whole = scenario(seed, None, durable=True, power=False)
+    for fail_at in range(1, whole.disk.changes + 1):
+        world = scenario(seed, None, durable=True, power=False, fail_at=fail_at)
+        for _ in range(more):
+            world.log(1, poison=False)
+            world.ship(1)
+        world.lose_power(random.Random(fail_at))
+        world.settle_and_check()
 
 
 # The counter-examples that break a protocol of intents, finalize and blanks alone

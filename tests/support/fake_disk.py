@@ -1,13 +1,14 @@
 """A directory in memory that knows what a kill and a loss of power would leave of it.
 
 A kill loses nothing: what was written is in the system's cache. A loss of power keeps what was
-forced, and of everything else any part.
+forced, and of everything else any part. When forcing fails, the system forgets that there was
+something to force, as Linux does: the next attempt succeeds and forces nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,36 +34,48 @@ def _write(data: bytearray, offset: int, new: bytes) -> None:
 
 
 class FakeDisk:
-    """The disk. ``kill_at`` is the number of the change after which the process is killed."""
+    """The disk.
+
+    ``kill_at`` is the number of the change after which the process is killed, and ``fail_at`` that
+    of the change that the disk refuses.
+    """
 
     def __init__(self) -> None:
         self.names: dict[str, Inode] = {}
         self.durable_names: dict[str, Inode] = {}
         self.changes = 0
         self.kill_at: int | None = None
+        self.fail_at: int | None = None
         self.is_full = False
 
     def change(self) -> None:
         self.changes += 1
         if self.kill_at is not None and self.changes >= self.kill_at:
             raise Killed
+        if self.fail_at is not None and self.changes >= self.fail_at:
+            self.fail_at = None
+            raise OSError(5, "Input/output error")
+
+    def _inodes(self) -> Iterable[Inode]:
+        # Not a set, whose order differs each time: what is kept is drawn in this order.
+        return dict.fromkeys([*self.names.values(), *self.durable_names.values()])
 
     def kill(self, owner: object) -> None:
         """End a process: its locks are free."""
-        for inode in {*self.names.values(), *self.durable_names.values()}:
+        for inode in self._inodes():
             if inode.owner is owner:
                 inode.owner = None
 
     def lose_power(self, keep: Callable[[], bool]) -> None:
         """Keep what was forced, and what ``keep`` says of everything else."""
-        for inode in {*self.names.values(), *self.durable_names.values()}:
+        for inode in self._inodes():
             for offset, data in inode.unforced:
                 if keep():
                     _write(inode.durable, offset, data)
             inode.unforced.clear()
             inode.data = bytearray(inode.durable)
             inode.owner = None
-        for name in {*self.names, *self.durable_names}:
+        for name in dict.fromkeys([*self.names, *self.durable_names]):
             now, before = self.names.get(name), self.durable_names.get(name)
             if now is not before and keep():
                 if now is None:
@@ -138,10 +151,15 @@ class FakeFile:
             self.write(b"\0" * (length - len(self._inode.data)), len(self._inode.data))
 
     def force(self) -> None:
-        self._disk.change()
-        for offset, data in self._inode.unforced:
+        unforced = self._inode.unforced
+        try:
+            self._disk.change()
+        except OSError:
+            unforced.clear()
+            raise
+        for offset, data in unforced:
             _write(self._inode.durable, offset, data)
-        self._inode.unforced.clear()
+        unforced.clear()
 
     def try_lock(self) -> bool:
         if self._inode.owner not in (None, self._owner):
