@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import NoReturn
 from inside import lock_of
 from lorc_eventlog import BigQueryEventHandler, EventWriter
 from lorc_eventlog.events.row import new_id
+from shipped import spool_only_options
 
 way = sys.argv[1]
 fork: Callable[[], int] = ctypes.PyDLL(None).fork
@@ -42,7 +44,7 @@ def make_handler(flush_interval: float = 5) -> BigQueryEventHandler:
         source="tests",
         flush_interval=flush_interval,
         close_timeout=20.0,
-        spool_dir=sys.argv[2] if len(sys.argv) > 2 else None,
+        **(spool_only_options() or {"spool_dir": sys.argv[2] if len(sys.argv) > 2 else None}),
     )
 
 
@@ -248,6 +250,54 @@ def made_in_the_child() -> None:
     wait_for(pid)
 
 
+def wait_or_kill(pid: int) -> None:
+    end_by = time.monotonic() + 5
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end_by:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def under_load() -> None:
+    """Fork again and again while other threads log, which no writer with threads allows.
+
+    Prints the number of each event whose log call returned. A child may hang: Python itself waits
+    for a thread that is not there if one wanted the interpreter's lock at the moment of the fork.
+    """
+    logger.addHandler(make_handler())
+    log(0, 1)  # its imports are done
+    reading, writing = os.pipe()
+    end = threading.Event()
+
+    def log_and_note(number: int) -> None:
+        log(number, 1)
+        os.write(writing, b"%d\n" % number)
+
+    def go_on(first: int) -> None:
+        number = first
+        while not end.is_set():
+            log_and_note(number)
+            number += 1
+            time.sleep(0.001)
+
+    busy = [threading.Thread(target=go_on, args=(first,)) for first in (100_000, 200_000)]
+    for thread in busy:
+        thread.start()
+    for index in range(20):
+        pid = fork()
+        if pid == 0:
+            for number in range(5):
+                log_and_note(1000 + 5 * index + number)
+            os._exit(0)
+        wait_or_kill(pid)
+    end.set()
+    for thread in busy:
+        thread.join()
+    os.close(writing)
+    with os.fdopen(reading) as noted:
+        print(0, *map(int, noted), sep="\n", flush=True)  # noqa: T201
+
+
 def ids() -> NoReturn:
     """Print ids of the parent and of children of both kinds, made at the same time."""
     made = [new_id() for _ in range(3)]
@@ -275,5 +325,6 @@ def ids() -> NoReturn:
     "grandchild": grandchild,
     "before the first event": before_the_first_event,
     "made in the child": made_in_the_child,
+    "under load": under_load,
     "ids": ids,
 }[way.split(", ")[0]]()

@@ -37,6 +37,7 @@ if way == "multiprocessing was imported":
     pass
 
 from lorc_eventlog import BigQueryEventHandler, Envelope, EventWriter  # noqa: E402
+from shipped import spool_only_options  # noqa: E402
 
 logging.getLogger("app").setLevel(logging.INFO)
 
@@ -51,6 +52,7 @@ def add_handler(logger: str = "app") -> BigQueryEventHandler:
         source="tests",
         close_timeout=close_timeout,
         on_dead_letter=log_and_flush if way == "a dead letter callback" else None,
+        **spool_only_options(),
     )
     logging.getLogger(logger).addHandler(handler)
     return handler
@@ -141,5 +143,11 @@ elif way == "a daemon thread that goes on":
 elif way == "os._exit after a flush":
     handler.flush()
     os._exit(0)
+elif way == "os._exit":
+    os._exit(0)
+elif way == "execv":
+    os.execv(sys.executable, [sys.executable, __file__, "end of the script"])
+elif way == "SIGKILL":
+    os.kill(os.getpid(), signal.SIGKILL)
 
 print("ends", flush=True)  # noqa: T201

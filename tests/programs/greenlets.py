@@ -18,6 +18,7 @@ if patched == "before":
     patch(library)
 
 from lorc_eventlog import BigQueryEventHandler  # noqa: E402
+from shipped import spool_only_options  # noqa: E402
 
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
@@ -28,6 +29,7 @@ handler = BigQueryEventHandler(
     capacity=100_000 if overflow == "drop" else 100,
     batch_rows=50,
     close_timeout=60,
+    **spool_only_options(),
 )
 logger.addHandler(handler)
 

@@ -1,7 +1,7 @@
 """Jobs that each log one event; the handler is made when this module is imported.
 
-JOBS_SPOOL_DIR names a spool directory. Events wait for a flush or the end of the process, not for
-the time.
+JOBS_SPOOL_DIR names a spool directory, SPOOL_ONLY_DIR one that a shipper empties. Events wait for a
+flush or the end of the process, not for the time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import logging
 import os
 
 from lorc_eventlog import BigQueryEventHandler
+from shipped import spool_only_options
 
 events = BigQueryEventHandler(
     source="tests",
     flush_interval=3600,
     close_timeout=60,
-    spool_dir=os.environ.get("JOBS_SPOOL_DIR"),
+    **(spool_only_options() or {"spool_dir": os.environ.get("JOBS_SPOOL_DIR")}),
 )
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)

@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 
 from lorc_eventlog import BigQueryEventHandler
+from shipped import spool_only_options
 
 way = sys.argv[1] if len(sys.argv) > 1 else ""
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
 handler = BigQueryEventHandler(
-    source="tests", flush_interval=0.01 if way else 3600, close_timeout=60
+    source="tests",
+    flush_interval=0.01 if way else 3600,
+    close_timeout=60,
+    **spool_only_options(),
 )
 logger.addHandler(handler)
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lorc_eventlog import BigQueryEventHandler
+from shipped import spool_only_options
 
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
-logger.addHandler(BigQueryEventHandler(source="tests", close_timeout=25))
+logger.addHandler(BigQueryEventHandler(source="tests", close_timeout=25, **spool_only_options()))
 
 
 def log(number: int) -> None:

@@ -52,7 +52,7 @@ class Program:
 @contextmanager
 def running(*command: str, folder: Path, **changes: str) -> Iterator[Program]:
     """Run a module of this Python's installation, such as a server, in ``folder``."""
-    python_path = os.pathsep.join(map(str, (PACKAGE, folder, EXAMPLES)))
+    python_path = os.pathsep.join(map(str, (PACKAGE, folder, EXAMPLES, Path(__file__).parent)))
     with (
         subprocess.Popen(
             [sys.executable, "-m", *command],
