@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -91,13 +92,22 @@ class InsertAllTransport:
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Send ``rows`` in one request, as :class:`lorc_eventlog.bigquery.transport.Transport`."""
         try:
-            if self._channel is None:
-                self._channel = _Channel(open_client())
-            channel = self._channel
-            channel.prepare()
+            channel = self._ready_channel()
         except Exception as error:  # noqa: BLE001  whatever it is, the rows wait for it
             return why_no_client(error)
         return channel.insert(self._table, rows, timeout)
+
+    def connect(self) -> None:
+        """Make the client, and import what a request needs. Ignore an error: `send` reports it."""
+        with contextlib.suppress(Exception):
+            self._ready_channel()
+
+    def _ready_channel(self) -> _Channel:
+        if self._channel is None:
+            self._channel = _Channel(open_client())
+        channel = self._channel
+        channel.prepare()
+        return channel
 
     def reconnect(self) -> None:
         """Send what is sent from now on over new connections."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lorc_eventlog.delivery.schedule import HUNG_AFTER
 from lorc_eventlog.events.row import finish
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from lorc_eventlog.lifecycle.locks import Lock
 
 Task = Callable[[], object]
+
+CONNECT_AFTER = 0.05
+"""Seconds after the first row. An import would take the interpreter from the call that logs it."""
 
 LONGEST_WAIT = 0.1
 """Seconds. A thread that says something may never end."""
@@ -35,6 +40,9 @@ class Courier:
         transport: Sends it.
         settlement: Applies the outcome.
         report: Says what is noted.
+        connect: Does what the first request would have to do first. It is called as soon as there
+            is a row, while the sender waits for others: a process that ends soon, or is killed,
+            need not wait for the import of Google's client then.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class Courier:
         transport: Transport,
         settlement: Settlement,
         report: Report,
+        connect: Callable[[], object] | None = None,
     ) -> None:
         self._is_saying = False
         """Whether a thread says something. One at a time: a handler may hang for ever."""
@@ -53,6 +62,10 @@ class Courier:
         self._settlement = settlement
         self._report = report
         self._said = lock.condition()
+        self._connect = connect
+        self._connect_at = math.inf
+        self._is_connecting_until = 0.0
+        """When to send all the same: whoever connects may hang."""
         self._in_hand: dict[int, Batch] = {}
         """By thread, the batch whose outcome it waits for or applies."""
 
@@ -82,12 +95,16 @@ class Courier:
         """
         if self._begin_to_say():
             return self._say, None
+        if now < self._is_connecting_until:
+            return None, self._is_connecting_until - now
         take = self._queue.take(now, alone=not self._transport.is_connected)
         if take.chore is not None:
             return partial(self._do_chore, take.chore), None
         if take.batch is not None:
             self._in_hand[threading.get_ident()] = take.batch
             return partial(self._send, take.batch, timeout), None
+        if self._connect is not None and self._queue.held:
+            return self._connect_soon(self._connect, now, take.wait)
         return None, take.wait
 
     def say_the_rest(self, deadline: float | None) -> None:
@@ -107,6 +124,23 @@ class Courier:
             finish(row)
         outcome = self._transport.send(batch.rows, timeout=timeout)
         self._settlement.apply(batch, outcome, started)
+
+    def _connect_soon(
+        self, connect: Callable[[], object], now: float, wait: float | None
+    ) -> tuple[Task | None, float | None]:
+        self._connect_at = min(self._connect_at, now + CONNECT_AFTER)
+        if now < self._connect_at:
+            seconds = self._connect_at - now
+            return None, seconds if wait is None else min(seconds, wait)
+        self._connect = None
+        self._is_connecting_until = now + HUNG_AFTER
+        return partial(self._do_connect, connect), None
+
+    def _do_connect(self, connect: Callable[[], object]) -> None:
+        try:
+            connect()
+        finally:
+            self._is_connecting_until = 0.0
 
     def _begin_to_say(self) -> bool:
         if self._is_saying or not self._report.has_news:

@@ -18,6 +18,8 @@ from lorc_eventlog.events.row import Row, row_bytes
 from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lorc_eventlog.bigquery.transport import Transport
     from lorc_eventlog.delivery.options import DeadLetterCallback
     from lorc_eventlog.delivery.queue import DeliveryQueue
@@ -46,6 +48,7 @@ class Dispatcher:
         close_timeout: Seconds that :meth:`close` takes at most.
         on_dead_letter: Called for each row that BigQuery will never take.
         most_senders: How many threads send at the same time.
+        connect: Called before the first request (:class:`Courier`).
     """
 
     def __init__(
@@ -59,13 +62,14 @@ class Dispatcher:
         close_timeout: float,
         on_dead_letter: DeadLetterCallback | None,
         most_senders: int = MAX_SENDERS,
+        connect: Callable[[], object] | None = None,
     ) -> None:
         self.inbox = inbox = Inbox(queue)
         self._lock = lock = Lock()
         self._progress = lock.condition()
         self._queue = queue
         self._settlement = Settlement(lock, queue, report, on_dead_letter, self._changed)
-        self._courier = Courier(lock, queue, transport, self._settlement, report)
+        self._courier = Courier(lock, queue, transport, self._settlement, report, connect)
         self._senders = Senders(
             lock,
             inbox,

@@ -119,6 +119,7 @@ class Dispatchers:
             blocks=options.overflow == "block",
             close_timeout=options.close_timeout,
             on_dead_letter=options.on_dead_letter,
+            connect=transport.connect,
         )
         dispatcher.serve(self)
         return dispatcher
