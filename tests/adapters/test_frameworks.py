@@ -16,7 +16,7 @@ import requests
 
 from celery_workers import make_broker, running_celery, send_tasks
 from clients import Query
-from frameworks_page import blocks
+from doc_pages import write_files
 from harness import environment, eventually
 from servers import EXAMPLES, GUNICORN, UVICORN, running, start_server
 
@@ -130,18 +130,10 @@ def test_uvicorn_delivers_nothing_at_sigterm_without_the_lifespan_as_the_page_sa
         pytest.param(UVICORN, id="uvicorn"),
     ],
 )
-@pytest.mark.parametrize(
-    "first", ["", "logging.basicConfig(level='INFO')\n"], ids=["", "logging configured before"]
-)
-def test_a_newcomer_pastes_at_most_15_lines_for_events_with_correlation_ids(
-    server: tuple[str, ...], first: str, query: Query, tmp_path: Path
+def test_the_app_of_the_page_delivers_events_with_correlation_ids(
+    server: tuple[str, ...], query: Query, tmp_path: Path
 ) -> None:
-    before, pasted = blocks("python", "FastAPI")[:2]
-    app = before.replace("app = FastAPI()\n", f"{first}{pasted}")
-    assert app != before
-    assert len([line for line in pasted.splitlines() if line.strip()]) <= 15
-
-    (tmp_path / "main.py").write_text(app, encoding="utf-8")
+    write_files("docs/start/fastapi.md", tmp_path)
     with running(*server, "main:app", folder=tmp_path) as program:
         orders = place_orders(start_server(program))
         program.terminate()
@@ -179,16 +171,26 @@ def test_django_delivers_the_events_of_its_logging_at_sigterm(
     ]
 
 
-def test_django_under_uvicorn_delivers_with_the_application_of_the_page(
-    query: Query, at_its_end: Callable[..., Path]
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param((*GUNICORN, "shop.wsgi"), id="gunicorn"),
+        pytest.param((*UVICORN, "shop.asgi:application"), id="uvicorn"),
+    ],
+)
+def test_the_django_project_of_the_page_delivers_at_sigterm(
+    server: tuple[str, ...], query: Query, tmp_path: Path
 ) -> None:
-    folder = at_its_end("django_app.py")
-    (folder / "asgi.py").write_text(f"import main\n{blocks('python', 'Django')[1]}")
-    with running(*UVICORN, "asgi:application", folder=folder) as program:
-        requests.post(f"{start_server(program)}/answers/sleep", timeout=30).raise_for_status()
+    start = [sys.executable, "-m", "django", "startproject", "shop", "."]
+    subprocess.run(start, cwd=tmp_path, check=True, timeout=60)
+    write_files("docs/start/django.md", tmp_path)
+    with running(*server, folder=tmp_path) as program:
+        requests.post(f"{start_server(program)}/orders/7", timeout=30).raise_for_status()
         program.terminate()
 
-    assert query("SELECT event_type FROM events") == [{"event_type": "questionnaire.answered"}]
+    assert query("SELECT event_type, payload FROM events") == [
+        {"event_type": "order.placed", "payload": {"number": 7}}
+    ]
 
 
 # Celery
@@ -305,30 +307,3 @@ def test_the_tests_of_a_user_pass_and_send_nothing(
     )
     assert "2 passed" in said
     assert query("SELECT COUNT(*) AS events FROM events") == [{"events": 0}]
-
-
-# The page
-
-
-@pytest.mark.parametrize(
-    ("heading", "language", "example"),
-    [
-        ("Django", "python", "django_app.py"),
-        ("Celery", "python", "celery_app.py"),
-        ("Serverless", "python", "serverless.py"),
-        ("YAML", "yaml", "logging.yaml"),
-        ("YAML", "python", "yaml_config.py"),
-        ("OpenTelemetry", "python", "opentelemetry_trace.py"),
-        ("Prometheus", "python", "metrics_prometheus.py"),
-    ],
-)
-def test_the_code_on_the_page_is_that_of_an_example_that_runs(
-    heading: str, language: str, example: str
-) -> None:
-    shown = blocks(language, heading)
-    if heading in {"Django", "Celery"}:
-        shown = shown[:1]  # the others are not of an example, and run in tests of their own
-    assert shown
-    text = (EXAMPLES / example).read_text(encoding="utf-8")
-    for block in shown:
-        assert block in text

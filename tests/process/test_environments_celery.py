@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from celery_workers import make_broker, running_celery, send_tasks
-from frameworks_page import blocks
+from doc_pages import blocks_of
 from scripted_bigquery import ScriptedBigQuery
 
 APPLICATION = """
@@ -65,7 +65,8 @@ def test_which_loggers_events_arrive_as_the_page_says(
     scripted: ScriptedBigQuery, tmp_path: Path, configuration: str, loggers: list[str]
 ) -> None:
     """Those of get_task_logger do not propagate to the root logger, unless Celery sets up none."""
-    shown = {key: block for block in blocks("python", "Celery") for key in KEYS if key in block}
+    code = [block.code for block in blocks_of("docs/guides/celery.md", "python")]
+    shown = {key: block for block in code for key in KEYS if key in block}
     (tmp_path / "main.py").write_text(APPLICATION.format(shown.get(configuration, configuration)))
     make_broker(tmp_path)
     with running_celery(tmp_path, "--concurrency", "1", "--loglevel", "INFO") as worker:

@@ -6,7 +6,6 @@ import logging
 import logging.config
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -14,7 +13,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -379,21 +377,7 @@ def test_a_spool_of_a_writer_that_was_made_in_the_block_is_drained_after_it(
     writer.close()
 
 
-# pytest, and the page
-
-
-def test_the_code_on_the_page_runs(tmp_path: Path) -> None:
-    page = (PROJECT / "docs" / "guides" / "testing.md").read_text(encoding="utf-8")
-    first, *tests = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    module = (
-        f"import pytest\n{first}\n"
-        "def receive_email(subject):\n"
-        "    extra = {'event_type': 'email.received', 'payload': {'subject': subject}}\n"
-        "    logger.info('received', extra=extra)\n\n" + "\n\n".join(tests)
-    )
-    installed = [plugin.name for plugin in entry_points(group="pytest11")]
-    plugin = () if "lorc_eventlog" in installed else ("-p", "lorc_eventlog.pytest_plugin")
-    assert "1 passed" in run_pytest(tmp_path, module, *plugin)
+# pytest
 
 
 def run_pytest(folder: Path, module: str, *options: str, path: str = str(PACKAGE)) -> str:
