@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import chain
+from pathlib import Path
 
 import click
 from rich.console import Console
 
 from lorc_eventlog.cli.diagnosis import CHECK_TYPE, STEPS, STEPS_OF_WRITING, complete, diagnose
 from lorc_eventlog.cli.output import BAD, examples, print_json, say
+from lorc_eventlog.cli.spool_check import check_shipper
 
 
 @click.command(
     epilog=examples(
         "lorc-eventlog check",
         "lorc-eventlog check --write",
+        "lorc-eventlog check --spool-dir /var/lib/app/events",
         "lorc-eventlog check --json | jq '.findings[] | select(.ok == false)'",
     )
 )
 @click.option(
     "--write", is_flag=True, help=f"Write one event, of the type {CHECK_TYPE}, and query it back."
 )
+@click.option(
+    "--spool-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The spool_dir of applications with spool_only=True: see that a process ships from it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON object.")
 @click.pass_context
-def check(ctx: click.Context, *, write: bool, as_json: bool) -> None:
+def check(ctx: click.Context, *, write: bool, spool_dir: Path | None, as_json: bool) -> None:
     """Walk the whole way to the table and say what is wrong.
 
     Looks at the variables, the credentials, the project, the dataset, the table, its columns and
@@ -32,6 +42,8 @@ def check(ctx: click.Context, *, write: bool, as_json: bool) -> None:
     findings = []
     console = Console()
     steps = complete(diagnose(write=write), STEPS + (STEPS_OF_WRITING if write else ()))
+    if spool_dir is not None:
+        steps = chain([check_shipper(spool_dir)], steps)
     with console.status("looking …") if not as_json else contextlib.nullcontext():
         for finding in steps:
             findings.append(finding)

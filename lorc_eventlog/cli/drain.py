@@ -1,4 +1,4 @@
-"""``lorc-eventlog spool --drain``: delivers what dead processes left, while BigQuery takes it."""
+"""``lorc-eventlog spool --drain``: delivers what waits on disk, while BigQuery takes it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Drained:
     """What became of the events."""
 
     delivered: int
-    rejected: list[str]
-    """The events that BigQuery will never take, and why."""
+    rejected: int
+    """How many events BigQuery will never take."""
+    reasons: list[str]
+    """Which they are and why, unless that was logged."""
     gave_up: str | None
     """Why some are left."""
 
@@ -60,4 +62,46 @@ def drain(client: Client, directory: Path, show: Callable[[int], object]) -> Dra
         show(settled)
     else:
         writer.close()
-    return Drained(writer.stats().delivered, rejected, gave_up)
+    return Drained(writer.stats().delivered, len(rejected), rejected, gave_up)
+
+
+def ship(client: Client, directory: Path, table: str, show: Callable[[int], object]) -> Drained:
+    """Deliver what processes with ``spool_only`` wrote to ``directory``, as far as it is there now.
+
+    Args:
+        client: The BigQuery client.
+        directory: A spool directory.
+        table: The table.
+        show: Is told now and then how many events are settled.
+
+    Raises:
+        AnotherShipperError: Another process ships from there, which delivers the events.
+        OSError: The directory cannot be opened, or is not safe.
+    """
+    from lorc_eventlog.shipping.service import Settings, Shipper
+
+    shipper = Shipper(Settings(directory=directory, table=table, interval=LOOK_INTERVAL), client)
+    settled, moved_at = 0, time.monotonic()
+    gave_up, nothing_waits_since = None, 0
+    try:
+        shipper.start()
+        while True:
+            progress = shipper.progress()
+            done = progress.delivered + progress.rejected
+            if not progress.is_settled or progress.waiting_bytes:
+                nothing_waits_since = 0
+            elif not nothing_waits_since:
+                nothing_waits_since = progress.looks
+            elif progress.looks > nothing_waits_since + 1:
+                break  # it has looked once more, and deleted the segments of dead processes
+            if done > settled:
+                settled, moved_at = done, time.monotonic()
+            elif time.monotonic() - moved_at > PATIENCE:
+                gave_up = progress.last_error or "there is no answer"
+                break
+            show(settled)
+            time.sleep(LOOK_INTERVAL)
+        shipper.stop_reading()
+    finally:
+        shipper.close()
+    return Drained(progress.delivered, progress.rejected, [], gave_up)

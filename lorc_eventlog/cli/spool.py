@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.cli.drain import drain
+from lorc_eventlog.cli.drain import Drained, drain, ship
 from lorc_eventlog.cli.output import (
     BAD,
     GOOD,
@@ -25,8 +25,14 @@ from lorc_eventlog.cli.output import (
 from lorc_eventlog.cli.query import connected
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import escaped
+from lorc_eventlog.spool.shipped import SUFFIX as SHIPPED_SUFFIX
+from lorc_eventlog.spool.shipped import ledger_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.cloud.bigquery import Client
+
     from lorc_eventlog.spool import SegmentReport
 
 WIDEST_LINE = 200
@@ -44,14 +50,15 @@ WIDEST_LINE = 200
 @click.argument(
     "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option("--drain", "is_drained", is_flag=True, help="Deliver what dead processes left there.")
+@click.option("--drain", "is_drained", is_flag=True, help="Deliver what waits there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
     """Show the events that wait on disk in DIR, a spool_dir.
 
     With --drain, deliver them, but for those of living processes, which do it themselves, and of
-    other tables. What BigQuery does not take for a minute stays on disk.
+    other tables. It delivers what waits for a shipper as `lorc-eventlog ship --until-empty` does,
+    but waits for no living process to end. What BigQuery does not take for a minute stays on disk.
 
     The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
     rejected or is left.
@@ -62,15 +69,16 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
     shown: dict[str, Any] = {}
     if is_drained:
         ours = (None, own_table())
-        orphans = {
-            report.path
+        waiting = [
+            report
             for report in reports
-            if state_of(report) == "orphaned" and report.table in ours
-        }
-        expected = sum(report.events for report in reports if report.path in orphans)
-        shown = drain_spool(directory, expected)
+            if report.table in ours
+            and (state_of(report) == "orphaned" or (report.is_for_a_shipper and report.events))
+        ]
+        shown = drain_spool(directory, waiting)
         reports = look_at_spool(directory)
-        # This process may still hold them.
+        # This process may still hold them. What living processes wrote meanwhile is not left.
+        orphans = {report.path for report in waiting if state_of(report) == "orphaned"}
         shown["left"] = sum(report.events for report in reports if report.path in orphans)
     shown["events"] = sum(report.events for report in reports if not report.is_set_aside)
     shown["files"] = [
@@ -130,19 +138,60 @@ def trouble_of(report: SegmentReport) -> str | None:
     return None
 
 
-def drain_spool(directory: Path, expected: int) -> dict[str, int]:
-    """Deliver what is in ``directory``, and show how far it is."""
+def drain_spool(directory: Path, waiting: list[SegmentReport]) -> dict[str, int]:
+    """Deliver the segments that are ``waiting``, and show how far it is."""
     from rich.progress import Progress
 
     console = Console(stderr=True)
+    of_shippers = [report for report in waiting if report.is_for_a_shipper]
+    expected = sum(report.events for report in waiting)
+    parts: list[Drained] = []
+
     with connected() as client, Progress(console=console, transient=True) as progress:
         task = progress.add_task("delivering", total=expected)
-        drained = drain(client, directory, lambda count: progress.update(task, completed=count))
-    if drained.gave_up is not None:
-        say(BAD, f"BigQuery takes no events: {drained.gave_up}", console=console)
-    for message in drained.rejected:
-        say(BAD, message, console=console)
-    return {"delivered": drained.delivered, "rejected": len(drained.rejected)}
+
+        def show(count: int) -> None:
+            done = sum(part.delivered + part.rejected for part in parts)
+            progress.update(task, completed=done + count)
+
+        if len(of_shippers) < len(waiting) or not of_shippers:
+            parts.append(drain(client, directory, show))
+        if of_shippers:
+            parts += ship_once(client, directory, show)
+    for part in parts:
+        if part.gave_up is not None:
+            say(BAD, f"BigQuery takes no events: {part.gave_up}", console=console)
+        for message in part.reasons:
+            say(BAD, message, console=console)
+    return {
+        "delivered": sum(part.delivered for part in parts),
+        "rejected": sum(part.rejected for part in parts),
+    }
+
+
+def ship_once(client: Client, directory: Path, show: Callable[[int], object]) -> list[Drained]:
+    """Deliver what waits for a shipper, unless one is there or the directory needs another."""
+    from lorc_eventlog.shipping.lock import AnotherShipperError
+
+    table = events_table()
+    console = Console(stderr=True)
+    if (directory / ledger_name(table)).exists():
+        # Over REST, a request whose answer is not known yet would be there twice.
+        say(
+            UNKNOWN,
+            f"{directory} is shipped exactly once",
+            f"`lorc-eventlog ship {directory} --until-empty --transport grpc --exactly-once`",
+            console=console,
+        )
+        return []
+    try:
+        return [ship(client, directory.absolute(), table, show)]
+    except AnotherShipperError as error:
+        say(UNKNOWN, str(error), "it delivers what is there", console=console)
+        return []
+    except OSError as error:
+        msg = f"{error.filename or directory}: {error.strerror}"
+        raise Trouble(msg) from None
 
 
 def print_spool(directory: Path, shown: dict[str, Any]) -> None:
@@ -179,12 +228,25 @@ def print_spool(directory: Path, shown: dict[str, Any]) -> None:
         say(mark, f"{done} events delivered, {rejected} rejected, {left} left")
         return
     waiting = f"{shown['events']:,} events wait in {directory}"
-    orphaned = sum(file["events"] for file in shown["files"] if file["state"] == "orphaned")
+    orphaned = sum(
+        file["events"]
+        for file in shown["files"]
+        if file["state"] == "orphaned" and not waits_for_a_shipper(file)
+    )
+    to_ship = sum(file["events"] for file in shown["files"] if waits_for_a_shipper(file))
     if orphaned:
         waiting += f", {orphaned:,} of them of dead processes"
         say(UNKNOWN, waiting, "the next process with this spool_dir delivers them, or --drain")
+    elif to_ship:
+        waiting += f", {to_ship:,} of them for a shipper"
+        say(UNKNOWN, waiting, f"`lorc-eventlog ship {directory}` delivers them, or --drain")
     else:
         say(GOOD, waiting)
+
+
+def waits_for_a_shipper(file: dict[str, Any]) -> bool:
+    """Whether only a shipper delivers the file."""
+    return str(file["file"]).endswith(SHIPPED_SUFFIX)
 
 
 def print_other_tables(shown: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.spool.shipped import lock_name
+from lorc_eventlog.spool.shipped import lock_name, shipper_of
 
 if TYPE_CHECKING:
     from lorc_eventlog.spool.directory import Directory, File
@@ -33,8 +33,7 @@ def take_lock(directory: Directory, table: str) -> File:
             file.write(f"{os.getpid()}".ljust(20).encode() + b"\n", 0)
             return file
         time.sleep(PAUSE)
-    owner = file.read(20, 0).decode(errors="replace").strip()
     file.close()
-    who = f"process {owner}" if owner.isdigit() else "another process"
+    who = shipper_of(directory, table) or "another process"
     msg = f"{who} ships from {directory.path} into {table} already"
     raise AnotherShipperError(msg)

@@ -70,6 +70,8 @@ class Progress:
     """Whether nothing is in memory and everything that was read is erased."""
     is_empty: bool
     """Whether, besides, the directory holds nothing and no process writes to it."""
+    looks: int = 0
+    """How many times the directory was looked at."""
 
 
 class Shipper:
@@ -189,6 +191,7 @@ class Shipper:
             last_error=stats.last_error,
             is_settled=self._queue.is_settled,
             is_empty=self._queue.is_settled and self._queue.looks > 0 and found.is_empty,
+            looks=self._queue.looks,
         )
 
     def stop_reading(self) -> None:

@@ -126,7 +126,7 @@ class SegmentAppender:
         self._path = path
         self._access = access
         self._header = encode_line(header_of(table))
-        self._lock_name = lock_name(table)
+        self._table = table
         self._max_bytes = max_bytes
         self._segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS), 1)
         self._durable = durable
@@ -227,7 +227,12 @@ class SegmentAppender:
 
     def is_shipped(self) -> bool:
         """Whether a shipper has this directory and table; True if that cannot be known."""
-        return self._directory is None or _is_locked(self._directory, self._lock_name)
+        if self._directory is None:
+            return True
+        try:
+            return shipper_of(self._directory, self._table) is not None
+        except OSError:
+            return True
 
     def _leave_if_deleted(self, descriptor: int) -> None:
         if os.fstat(descriptor).st_nlink == 0:
@@ -295,14 +300,20 @@ class SegmentAppender:
         return descriptor
 
 
-def _is_locked(directory: Directory, name: str) -> bool:
+def shipper_of(directory: Directory, table: str) -> str | None:
+    """Name the process that ships from ``directory`` into ``table``; None if none does.
+
+    Raises:
+        OSError: That cannot be known.
+    """
     try:
-        file = directory.open_file(name)
+        file = directory.open_file(lock_name(table))
     except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+        return None
     try:
-        return not file.try_lock()
+        if file.try_lock():
+            return None
+        owner = file.read(20, 0).decode(errors="replace").strip()
     finally:
         file.close()
+    return f"process {owner}" if owner.isdigit() else "another process"

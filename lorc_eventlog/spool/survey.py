@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from lorc_eventlog.spool.format import (
     SUFFIX,
     Header,
     decode_header,
+    decode_line,
 )
 from lorc_eventlog.spool.segment import Segment, is_locked, open_existing, owners_of
+from lorc_eventlog.spool.shipped import DRAFT_PREFIX, LaterVersionError, table_of
+from lorc_eventlog.spool.shipped import SUFFIX as SHIPPED_SUFFIX
 
 ROWS = 1000
 """So many events are in memory at a time, about."""
@@ -35,7 +39,7 @@ class SegmentReport:
     owner_pid: int | None
     """The process that wrote it, as the name says; None if it does not."""
     is_locked: bool
-    """Whether a living process, its writer or one that adopted it, delivers it."""
+    """Whether a living process has it: its writer, or one that adopted it."""
     is_set_aside: bool
     """Whether it was renamed to ``….damaged``; nobody adopts it."""
     events: int
@@ -53,6 +57,11 @@ class SegmentReport:
     """The table that the events belong to; None if the file does not say it, which version 0.1.0
     did not: whoever finds it delivers it."""
 
+    @property
+    def is_for_a_shipper(self) -> bool:
+        """Whether only ``lorc-eventlog ship`` delivers it."""
+        return self.path.name.removesuffix(DAMAGED_SUFFIX).endswith(SHIPPED_SUFFIX)
+
 
 def survey(directory: Path) -> list[SegmentReport]:
     """Look at the files of a spool directory, in the order of their age, and change nothing.
@@ -62,14 +71,42 @@ def survey(directory: Path) -> list[SegmentReport]:
     """
     reports = []
     owners = owners_of(directory)
+    found = directory.stat()
+    group = found.st_gid if found.st_mode & stat.S_ISGID and found.st_mode & stat.S_IWGRP else None
     for path in sorted(directory.iterdir()):
-        if path.name.endswith((SUFFIX, SUFFIX + DAMAGED_SUFFIX)):
+        is_shipped = path.name.removesuffix(DAMAGED_SUFFIX).endswith(SHIPPED_SUFFIX)
+        if is_shipped and not path.name.startswith(DRAFT_PREFIX):
             with contextlib.suppress(FileNotFoundError):  # delivered just now
-                reports.append(_look_at(path, owners))
+                reports.append(_look_at(path, owners | _owner_in(path, group), _header_of_shipped))
+        elif path.name.endswith((SUFFIX, SUFFIX + DAMAGED_SUFFIX)):
+            with contextlib.suppress(FileNotFoundError):
+                reports.append(_look_at(path, owners, _header))
     return reports
 
 
-def _look_at(path: Path, owners: set[int]) -> SegmentReport:
+def _owner_in(path: Path, group: int | None) -> set[int]:
+    """Return the owner of a file in a directory that ``group`` shares."""
+    status = path.lstat()
+    return {status.st_uid} if status.st_gid == group else set()
+
+
+def _header(beginning: bytes) -> tuple[Header, int]:
+    """Return the header, and where events may begin."""
+    return decode_header(beginning), 0
+
+
+def _header_of_shipped(beginning: bytes) -> tuple[Header, int]:
+    line, line_break, _ = beginning.partition(b"\n")
+    try:
+        table = table_of(decode_line(line))
+    except LaterVersionError:
+        return Header(is_of_a_later_version=True, table=None), 0
+    return Header(is_of_a_later_version=False, table=table), len(line + line_break) * bool(table)
+
+
+def _look_at(
+    path: Path, owners: set[int], read_header: Callable[[bytes], tuple[Header, int]]
+) -> SegmentReport:
     owner = re.fullmatch(r"\d+-(\d+)-.+", path.name)
     is_set_aside = path.name.endswith(DAMAGED_SUFFIX)
     locked = False
@@ -82,10 +119,10 @@ def _look_at(path: Path, owners: set[int]) -> SegmentReport:
             segment = Segment(path, descriptor)
             size = segment.size
             beginning = os.pread(descriptor, HEADER_BYTES, 0)
-            header = decode_header(beginning)
+            header, first = read_header(beginning)
             if not header.is_of_a_later_version:
-                may_be_cut_off = HEADER.startswith(beginning[: len(HEADER)]) and not is_set_aside
-                found.read(segment, may_be_cut_off=may_be_cut_off)
+                is_known = first > 0 or HEADER.startswith(beginning[: len(HEADER)])
+                found.read(segment, first, may_be_cut_off=is_known and not is_set_aside)
     except FileNotFoundError:
         raise
     except OSError as refusal:
@@ -111,8 +148,7 @@ class _Found:
     damaged_bytes: int = 0
     error: str | None = None
 
-    def read(self, segment: Segment, *, may_be_cut_off: bool) -> None:
-        position = 0
+    def read(self, segment: Segment, position: int, *, may_be_cut_off: bool) -> None:
         while position < segment.size and self.error is None:
             reading = segment.read(position, ROWS)
             position = reading.read_to
