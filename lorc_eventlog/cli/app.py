@@ -16,6 +16,7 @@ import click
 from lorc_eventlog.cli.check import check
 from lorc_eventlog.cli.create_table import create_table
 from lorc_eventlog.cli.emit import emit
+from lorc_eventlog.cli.emulator import emulator
 from lorc_eventlog.cli.output import Trouble
 from lorc_eventlog.cli.query import client_errors, not_understood, what_failed
 from lorc_eventlog.cli.ship import ship
@@ -66,6 +67,7 @@ def commands() -> None:
 commands.add_command(check)
 commands.add_command(create_table)
 commands.add_command(emit)
+commands.add_command(emulator)
 commands.add_command(ship)
 commands.add_command(spool)
 commands.add_command(tail)

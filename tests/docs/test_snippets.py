@@ -70,7 +70,7 @@ NOT_RUN = {
     "python manage.py runserver": "does not end; test_frameworks.py runs the project by gunicorn",
     "celery": "does not end; test_frameworks.py runs the same as an example",
     "curl": "asks one of those",
-    "python examples/emulator.py": "does not end; the tests run it",
+    "lorc-eventlog emulator": "does not end; test_emulator.py runs it",
     "lorc-eventlog ship": "does not end; test_ship.py runs it",
 }
 """How commands begin that are not run here, and why."""
