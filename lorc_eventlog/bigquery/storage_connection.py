@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from lorc_eventlog.bigquery.storage_messages import (
     EVENT_DESCRIPTOR,
     AppendRowsRequest,
     AppendRowsResponse,
+    EncodedRows,
 )
 from lorc_eventlog.bigquery.table import events_project
 
@@ -125,9 +125,7 @@ class Connection:
         """Whether BigQuery ended the call while no request was in flight, as it does when idle."""
         return not self._answers.empty()
 
-    def append(
-        self, serialized_rows: Sequence[bytes], *, timeout: float, offset: int | None = None
-    ) -> Any:
+    def append(self, rows: EncodedRows, *, timeout: float, offset: int | None = None) -> Any:
         """Append rows and return BigQuery's answer, an ``AppendRowsResponse``.
 
         Raises:
@@ -135,7 +133,7 @@ class Connection:
             grpc.RpcError: The call ended instead.
         """
         request = AppendRowsRequest()
-        request.proto_rows.rows.serialized_rows.extend(serialized_rows)
+        request.proto_rows.rows = rows.data
         if offset is not None:
             request.offset.value = offset
         if self._is_first:

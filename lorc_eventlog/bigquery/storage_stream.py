@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from lorc_eventlog.bigquery.storage_failures import (
 from lorc_eventlog.bigquery.storage_messages import (
     COMMITTED,
     CreateWriteStreamRequest,
+    EncodedRows,
     FinalizeWriteStreamRequest,
     FinalizeWriteStreamResponse,
     Status,
@@ -118,13 +118,11 @@ class StreamClient:
             failure = failure_of_call(error, timeout=timeout)
             return Gone(failure) if _is_not_found(error) else failure
 
-    def append(
-        self, stream: str, offset: int, serialized: Sequence[bytes], timeout: float
-    ) -> Outcome:
+    def append(self, stream: str, offset: int, rows: EncodedRows, timeout: float) -> Outcome:
         """Append rows at ``offset``: all of them, or none."""
         try:
             connection = self._connect(stream)
-            answer = connection.append(serialized, timeout=timeout, offset=offset)
+            answer = connection.append(rows, timeout=timeout, offset=offset)
         except Exception as error:  # noqa: BLE001  as above
             self.disconnect()
             return _outcome_of_call(error, timeout)
@@ -142,7 +140,7 @@ class StreamClient:
             return Stored()
         self.disconnect()
         if answer.row_errors:
-            return _outcome_of_rows(answer.row_errors, len(serialized))
+            return _outcome_of_rows(answer.row_errors, rows.count)
         return _outcome_of_stream(answer.error) or failure_in_answer(answer.error)
 
     def _connect(self, stream: str) -> Connection:

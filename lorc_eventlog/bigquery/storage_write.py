@@ -19,7 +19,7 @@ from lorc_eventlog.bigquery.storage_failures import (
     is_idle_close,
     refused_rows,
 )
-from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal, RefusedRow
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ def wire_bytes(row: Row) -> int:
     return size
 
 
+LIMITS = Limits(
+    rows=MAX_ROWS,
+    request_bytes=MAX_REQUEST_BYTES,
+    wire_bytes=wire_bytes,
+    bytes_a_character=4,  # of UTF-8
+)
+
+
 class StorageWriteTransport:
     """Appends rows to the default stream of one table.
 
@@ -56,7 +64,7 @@ class StorageWriteTransport:
         table: ``dataset.table`` or ``project.dataset.table``.
     """
 
-    limits = Limits(rows=MAX_ROWS, request_bytes=MAX_REQUEST_BYTES, wire_bytes=wire_bytes)
+    limits = LIMITS
 
     def __init__(self, table: str) -> None:
         self._table = table
@@ -75,11 +83,10 @@ class StorageWriteTransport:
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Append ``rows``; rows that BigQuery names as bad are left out and the others stored."""
         deadline = time.monotonic() + timeout
-        serialized = [Event(**row).SerializeToString() for row in rows]
         left = list(range(len(rows)))
         refused: list[RefusedRow] = []
         while left:
-            result = self._append([serialized[index] for index in left], deadline, timeout)
+            result = self._append(encode_rows([rows[index] for index in left]), deadline, timeout)
             if not isinstance(result, tuple):
                 return result  # bad rows that were found until now are found again
             if not result:
@@ -91,7 +98,7 @@ class StorageWriteTransport:
         return Answer(tuple(refused))
 
     def _append(
-        self, serialized: Sequence[bytes], deadline: float, timeout: float
+        self, rows: EncodedRows, deadline: float, timeout: float
     ) -> tuple[RefusedRow, ...] | Failure | Refusal:
         """Append rows in one request; give the rows that are refused, none if all are stored."""
         try:
@@ -99,11 +106,11 @@ class StorageWriteTransport:
         except Exception as error:  # noqa: BLE001  one contract, whatever the libraries raise
             return failure_of_call(error, timeout=timeout)
         try:
-            answer = connection.append(serialized, timeout=max(0.0, deadline - time.monotonic()))
+            answer = connection.append(rows, timeout=max(0.0, deadline - time.monotonic()))
         except Exception as error:  # noqa: BLE001  as above
             connection.close()
             if is_idle_close(error) and time.monotonic() < deadline:
-                return self._append(serialized, deadline, timeout)
+                return self._append(rows, deadline, timeout)
             return failure_of_call(error, timeout=timeout)
         except BaseException:
             connection.close()
@@ -115,7 +122,7 @@ class StorageWriteTransport:
                 return failure_in_answer(answer.error)
         else:
             self._idle.append(connection)
-        refused = refused_rows(answer.row_errors, len(serialized))
+        refused = refused_rows(answer.row_errors, rows.count)
         if refused is None:
             text = "the answer names rows that were not sent"
             return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")

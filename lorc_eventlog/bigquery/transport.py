@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from lorc_eventlog.bigquery.redaction import redact
 from lorc_eventlog.diagnostics import escaped
+from lorc_eventlog.events.payload import MOST_BYTES_A_CHARACTER
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
@@ -26,6 +27,8 @@ class Limits:
     """The most bytes, with some room below BigQuery's own limit."""
     wire_bytes: Callable[[Row], int]
     """Returns how many bytes a row takes in a request at most."""
+    bytes_a_character: int = MOST_BYTES_A_CHARACTER
+    """The most that one character of a row takes: rows that fit by it are not measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,11 +71,13 @@ class Batch:
     sent_at: float = 0.0
     doubts: Sequence[Doubt] = ()
     """If its rows are in doubt: their histories, in the order of the rows."""
+    known_size: int | None = None
+    """How large the rows are together, if that was counted already."""
 
     @property
     def size(self) -> int:
         """How large the rows are together."""
-        return sum(map(row_bytes, self.rows))
+        return sum(map(row_bytes, self.rows)) if self.known_size is None else self.known_size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +130,11 @@ def some(batch: Batch, indexes: Sequence[int], record: Record, due: float) -> Ba
         record=record,
         due=due,
     )
+
+
+def without(rows: list[Row], indexes: set[int]) -> list[Row]:
+    """Return ``rows`` but for those with these indexes; if there are none, the list itself."""
+    return [row for index, row in enumerate(rows) if index not in indexes] if indexes else rows
 
 
 def part(doubt: Doubt, indexes: Sequence[int]) -> list[Doubt]:

@@ -201,7 +201,7 @@ class Books:
     ) -> None:
         """Put what became of the rows of ``batch`` in its place."""
         count = len(stored)
-        size = sum(map(row_bytes, stored))
+        size = batch.size if count == len(batch.rows) else sum(map(row_bytes, stored))
         in_flight = {other: None for other in self._in_flight if other is not batch}
         waiting = [*again, *(other for other in self._again if other is not batch)]
         in_doubt = [*self._doubtful, *doubts]

@@ -9,7 +9,6 @@ from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.batch import Batch
-from lorc_eventlog.events.payload import MOST_BYTES_A_CHARACTER
 from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
@@ -104,7 +103,9 @@ class FreshRows:
         rows = portion.rows[:count]
         batch = Batch(rows, range(portion.position, portion.position + len(rows)), sent_at=now)
         rest = None
-        if count < len(portion.rows):
+        if count == len(portion.rows):
+            batch.known_size = portion.size
+        else:
             rest = _Portion(portion.position + count, portion.since, portion.rows[count:])
             rest.size = portion.size - batch.size
         in_flight[batch] = None
@@ -120,7 +121,7 @@ class FreshRows:
 
 def fitting(rows: list[Row], size: int, limits: Limits) -> int:
     """How many of the first of ``rows``, of ``size`` bytes, fit into a request: at least one."""
-    if size * MOST_BYTES_A_CHARACTER <= limits.request_bytes:
+    if size * limits.bytes_a_character <= limits.request_bytes:
         return len(rows)
     sizes = accumulate(map(limits.wire_bytes, rows))
     return max(1, sum(1 for _ in takewhile(limits.request_bytes.__ge__, sizes)))

@@ -19,6 +19,7 @@ from lorc_eventlog.delivery.batch import (
     Trouble,
     Verdict,
     some,
+    without,
 )
 from lorc_eventlog.delivery.doubt import Moment
 from lorc_eventlog.delivery.schedule import Schedule
@@ -76,7 +77,7 @@ class DeliveryQueue(Schedule):
             return Verdict()
         refused = {row.index: row for row in answer.refused}
         unstored = refused.keys() | set(answer.again)
-        stored = [row for index, row in enumerate(found.rows) if index not in unstored]
+        stored = without(found.rows, unstored)
         # A row that is refused while others pass is bad, and so is one with a bad payload.
         bad = [index for index, row in refused.items() if stored or row.is_about_payload]
         letters = [_letter(found, index, refused.pop(index).reason) for index in bad]

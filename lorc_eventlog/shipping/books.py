@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_messages import encode_rows
 from lorc_eventlog.shipping.ledger import SLOTS, Intent, Ledger, Run
 from lorc_eventlog.shipping.pending import Pending, checksum_of
 
@@ -100,11 +100,11 @@ class Books:
 
     def _pending(self, intent: Intent) -> Pending:
         lines = self._lines.read(intent.runs)
-        serialized = [Event(**row).SerializeToString() for _, row in lines]
-        is_whole = len(lines) == intent.count and checksum_of(serialized) == intent.checksum
+        rows = encode_rows([row for _, row in lines])
+        is_whole = rows.count == intent.count and checksum_of(rows) == intent.checksum
         return Pending(
             intent,
-            serialized,
+            rows,
             [key for key, _ in lines],
             copies=1,
             unanswered=True,

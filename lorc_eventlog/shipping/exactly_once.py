@@ -15,16 +15,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_messages import encode_rows
 from lorc_eventlog.bigquery.storage_stream import (
     Refused,
     StreamClient,
 )
-from lorc_eventlog.bigquery.storage_write import MAX_REQUEST_BYTES, MAX_ROWS, wire_bytes
+from lorc_eventlog.bigquery.storage_write import LIMITS
 from lorc_eventlog.bigquery.transport import (
     Answer,
     Failure,
-    Limits,
     Refusal,
     RefusedRow,
 )
@@ -55,7 +54,7 @@ class ExactlyOnceTransport:
         notes: Takes what is to be reported.
     """
 
-    limits = Limits(rows=MAX_ROWS, request_bytes=MAX_REQUEST_BYTES, wire_bytes=wire_bytes)
+    limits = LIMITS
 
     def __init__(
         self,
@@ -94,28 +93,30 @@ class ExactlyOnceTransport:
             if failure is not None:
                 return failure
         places = [self._follower.place_of(row) for row in rows]
-        left = [
-            index for index, place in enumerate(places) if place.key not in self._requests.resolved
-        ]
+        resolved = self._requests.resolved
+        left: Sequence[int] = range(len(rows))
+        if resolved:
+            left = [index for index in left if places[index].key not in resolved]
         refused: list[RefusedRow] = []
         while left:
-            count = most_in_runs([places[index] for index in left])
+            sent = [places[index] for index in left]
+            count = most_in_runs(sent)
             batch, later = left[:count], left[count:]
-            result = self._send_batch(
-                [rows[index] for index in batch], [places[index] for index in batch], deadline
-            )
+            result = self._send_batch([rows[index] for index in batch], sent[:count], deadline)
             if isinstance(result, Refused):
                 refused += [replace(row, index=batch[row.index]) for row in result.rows]
                 named = {row.index for row in result.rows}
                 batch = [index for number, index in enumerate(batch) if number not in named]
-                left = batch + later
+                left = [*batch, *later]
             elif result is None:
-                # Delivery may be told of a failure of what comes later, and then sends all again.
-                self._requests.resolved.update(places[index].key for index in batch)
+                if later:
+                    # Delivery may be told of a failure of these, and then sends all again.
+                    resolved.update(place.key for place in sent[:count])
                 left = later
             else:
                 return result
-        self._requests.resolved.difference_update(place.key for place in places)
+        if resolved:
+            resolved.difference_update(place.key for place in places)
         return Answer(tuple(refused))
 
     @property
@@ -153,14 +154,12 @@ class ExactlyOnceTransport:
                 return created
             self._books.stream = stream = created
             self._books.end = 0
-        serialized = [Event(**row).SerializeToString() for row in rows]
-        intent = Intent(
-            stream, self._books.end, len(rows), runs_of(places), checksum_of(serialized)
-        )
+        encoded = encode_rows(rows)
+        intent = Intent(stream, self._books.end, len(rows), runs_of(places), checksum_of(encoded))
         try:
             self._books.write(intent)
         except OSError as error:
             return ledger_failure(error)
-        pending = Pending(intent, serialized, [place.key for place in places])
+        pending = Pending(intent, encoded, places)
         self._requests.pending = pending
         return self._requests.attempt(pending, deadline)

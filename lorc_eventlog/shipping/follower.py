@@ -260,11 +260,15 @@ class Follower:
 def runs_of(places: Iterable[Place]) -> tuple[Run, ...]:
     """Return the runs that the lines at ``places`` are, neighbours merged."""
     runs: list[Run] = []
+    last, first, reached = None, 0, 0
     for segment, start, end in places:
-        if runs and runs[-1].segment == segment.name and runs[-1].end == start:
-            runs[-1] = Run(segment.name, runs[-1].start, end)
-        else:
-            runs.append(Run(segment.name, start, end))
+        if segment is not last or start != reached:
+            if last is not None:
+                runs.append(Run(last.name, first, reached))
+            last, first = segment, start
+        reached = end
+    if last is not None:
+        runs.append(Run(last.name, first, reached))
     return tuple(runs)
 
 

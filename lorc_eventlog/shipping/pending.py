@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.shipping.ledger import MAX_RUNS, Intent
 
 if TYPE_CHECKING:
+    from lorc_eventlog.bigquery.storage_messages import EncodedRows
     from lorc_eventlog.shipping.follower import Place
 
 
@@ -18,34 +19,34 @@ class Pending:
     """A request whose outcome is not known."""
 
     intent: Intent
-    serialized: list[bytes]
-    """The rows; empty if the spool does not hold them any more."""
-    places: list[tuple[str, int]]
-    """Segment and offset of each row."""
+    rows: EncodedRows
+    """The rows; fewer if the spool does not hold them all any more."""
+    places: Sequence[Place | tuple[str, int]]
+    """Where each row is; after a start only the name of the segment, and the offset."""
     copies: int = 0
     """How many times it was sent, as far as anybody knows."""
     unanswered: bool = False
     """Whether one of these copies got no answer, so that it may still be stored."""
     needs_fence: bool = False
 
+    def keys(self) -> Iterator[tuple[str, int]]:
+        """Name the lines of its rows."""
+        return (place if len(place) == 2 else place.key for place in self.places)
 
-def checksum_of(serialized: Sequence[bytes]) -> str:
+
+def checksum_of(rows: EncodedRows) -> str:
     """Return a checksum of rows, of where each ends, and of their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in serialized:
-        digest.update(len(row).to_bytes(4, "big"))
-        digest.update(row)
-    return digest.hexdigest()
+    return hashlib.blake2b(rows.data, digest_size=16).hexdigest()
 
 
 def most_in_runs(places: Sequence[Place]) -> int:
     """Return how many of the first lines are at most as many runs as a record holds."""
-    runs = 0
-    last: Place | None = None
-    for count, place in enumerate(places):
-        if last is None or last.segment is not place.segment or last.end != place.start:
+    runs, last, reached = 0, None, 0
+    for count, (segment, start, end) in enumerate(places):
+        if segment is not last or start != reached:
             runs += 1
             if runs > MAX_RUNS:
                 return count
-        last = place
+            last = segment
+        reached = end
     return len(places)

@@ -47,11 +47,12 @@ class Requests:
         self._notes = notes
 
     def settle(self, pending: Pending, deadline: float) -> Failure | None:
-        """Find out what became of a request; None says that it is known now."""
-        if pending.needs_fence:
-            return self._fence(pending, deadline)
-        result = self.attempt(pending, deadline)
-        return result if isinstance(result, Failure) else None
+        """Find out what became of an earlier request; None says that it is known now."""
+        find_out = self._fence if pending.needs_fence else self.attempt
+        outcome = find_out(pending, deadline)
+        if outcome is None:  # stored, which delivery does not know
+            self.resolved.update(pending.keys())
+        return outcome if isinstance(outcome, Failure) else None
 
     def attempt(  # noqa: PLR0911  one for each outcome
         self, pending: Pending, deadline: float
@@ -60,7 +61,7 @@ class Requests:
         pending.copies += 1
         intent = pending.intent
         timeout = max(0.0, deadline - time.monotonic())
-        outcome = self._client.append(intent.stream, intent.offset, pending.serialized, timeout)
+        outcome = self._client.append(intent.stream, intent.offset, pending.rows, timeout)
         match outcome:
             case Stored():
                 self._stored(pending)
@@ -128,7 +129,6 @@ class Requests:
 
     def _stored(self, pending: Pending) -> None:
         self._books.stored(pending.intent)
-        self.resolved.update(pending.places)
         self.pending = None
 
     def _not_stored(self, pending: Pending) -> Failure | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.spool.format import MAX_LINE_BYTES, decode_line, find_rows
+from lorc_eventlog.spool.format import MAX_LINE_BYTES, decode_line, decode_row, find_rows
 from lorc_eventlog.spool.shipped import table_of
 
 if TYPE_CHECKING:
@@ -115,12 +115,19 @@ class Segment:
         try:
             data = self._next_lines()
             events: list[tuple[Row, int, int]] = []
-            while data and len(events) < limit:
-                line, _, data = data.partition(b"\n")
+            lines = data.removesuffix(b"\n").split(b"\n") if data else []
+            for line in lines:
+                if len(events) >= limit:
+                    break
+                start = self.read_to
+                self.read_to = end = start + len(line) + 1
+                row = decode_row(line)
+                if row is not None:
+                    events.append((row, start, end))
+                    continue
                 found, damaged_bytes = find_rows(line)
-                events += [(row, self.read_to + a, self.read_to + b) for a, b, row in found]
+                events += [(row, start + a, start + b) for a, b, row in found]
                 self.damaged_bytes += damaged_bytes
-                self.read_to += len(line) + 1
             self.held += len(events)
             return events
         finally:

@@ -134,8 +134,7 @@ class ShippingQueue(DeliveryQueue):
         """Add what the chore read."""
         self._is_chore_out = False
         rows: Any = result
-        for row in rows or ():
-            self.add(row, now)
+        self.absorb(deque(rows or ()), now)
         return 0
 
     def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:

@@ -22,7 +22,8 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any
 
 import orjson
 
@@ -43,8 +44,16 @@ _VERSION_KEY = "lorc_eventlog_spool"
 _VERSION = 1
 _TABLE_KEY = "table"
 _KEYS = Row.__annotations__.keys()
-_NAMES = ("event_id", "event_type", "source", "created_at")
-_OPTIONAL = ("schema_ref", "correlation_id", "subject_id")
+_texts = itemgetter(
+    "event_id",
+    "event_type",
+    "source",
+    "created_at",
+    "schema_ref",
+    "correlation_id",
+    "subject_id",
+)
+_CRC_BYTES = 9
 _LINE_START = re.compile(rb'[0-9a-f]{8} \{"event_id":"')
 _LINE_END = b'"}'
 
@@ -101,7 +110,7 @@ def find_rows(text: bytes) -> tuple[list[tuple[int, int, Row]], int]:
         Where each begins and ends, line break included, and its row; and how many bytes there
         are besides that may have been an event.
     """
-    row = _decode_row(text)
+    row = decode_row(text)
     if row is not None:
         return [(0, len(text) + 1, row)], 0
     if text == HEADER[:-1]:
@@ -110,7 +119,7 @@ def find_rows(text: bytes) -> tuple[list[tuple[int, int, Row]], int]:
     starts = [match.start() for match in _LINE_START.finditer(text)]
     for start, next_start in itertools.pairwise([*starts, len(text)]):
         end = text.rfind(_LINE_END, start, next_start) + len(_LINE_END)
-        row = _decode_row(text[start:end])
+        row = decode_row(text[start:end])
         if row is not None:
             found.append((start, end + 1, row))  # with what was a line break
     begins = [0, *(end for _, end, _ in found)]
@@ -125,21 +134,27 @@ def _is_acknowledged(text: bytes) -> bool:
     return text.startswith(BLANK * 2) or not text.strip(BLANK)
 
 
-def _decode_row(line: bytes) -> Row | None:
-    value = decode_line(line)
-    return cast("Row", value) if value is not None and _is_row(value) else None
-
-
-def _is_row(value: dict[str, Any]) -> bool:
-    if value.keys() != _KEYS:
-        return False
-    for name in _NAMES:
-        if type(value[name]) is not str or not value[name]:
-            return False
-    for name in _OPTIONAL:
-        if value[name] is not None and type(value[name]) is not str:
-            return False
+def decode_row(line: bytes) -> Row | None:
+    """Decode the line of an event, without its line break; None if it is anything else."""
+    # A shipper spends most of its time here, so that it is one function without a loop.
+    encoded = line[_CRC_BYTES:]
+    if line[:_CRC_BYTES] != b"%08x " % zlib.crc32(encoded):
+        return None
     try:
-        return type(orjson.loads(value["payload"])) is dict
-    except orjson.JSONDecodeError:  # no JSON, or no text
-        return False
+        row: Row = orjson.loads(encoded)
+        if type(row) is not dict or row.keys() != _KEYS:
+            return None
+        event_id, event_type, source, created_at, schema_ref, correlation_id, subject_id = _texts(
+            row
+        )
+        is_row = (
+            type(event_id) is type(event_type) is type(source) is type(created_at) is str
+            and event_id and event_type and source and created_at
+            and (schema_ref is None or type(schema_ref) is str)
+            and (correlation_id is None or type(correlation_id) is str)
+            and (subject_id is None or type(subject_id) is str)
+            and type(orjson.loads(row["payload"])) is dict
+        )  # fmt: skip
+    except orjson.JSONDecodeError:  # the line, or the payload, is no JSON, or no text
+        return None
+    return row if is_row else None

@@ -9,7 +9,7 @@ from google.rpc import status_pb2
 from grpc import StatusCode
 
 from lorc_eventlog.bigquery.storage_connection import Connection
-from lorc_eventlog.bigquery.storage_messages import STORAGE_ERROR_URL, Event
+from lorc_eventlog.bigquery.storage_messages import STORAGE_ERROR_URL, EncodedRows, encode_rows
 from lorc_eventlog.bigquery.storage_stream import (
     AlreadyExists,
     Gone,
@@ -20,7 +20,7 @@ from lorc_eventlog.bigquery.storage_stream import (
 )
 from lorc_eventlog.bigquery.storage_write import table_path
 from lorc_eventlog.bigquery.transport import Failure, Refusal
-from lorc_eventlog.events.row import row_at
+from lorc_eventlog.events.row import Row, row_at
 from scripted_storage import Cut, InAnswer, Reply, ScriptedStorage, Silence, types
 
 
@@ -39,11 +39,12 @@ def client(server: ScriptedStorage) -> Iterator[StreamClient]:
     made.disconnect()
 
 
-def encoded(*numbers: int, **payload: object) -> list[bytes]:
-    return [
-        Event(**row_at(0.0, "test", {"number": number, **payload}, "tests")).SerializeToString()
-        for number in numbers
-    ]
+def row(number: int, **payload: object) -> Row:
+    return row_at(0.0, "test", {"number": number, **payload}, "tests")
+
+
+def encoded(*numbers: int) -> EncodedRows:
+    return encode_rows([row(number) for number in numbers])
 
 
 def create(client: StreamClient) -> str:
@@ -100,12 +101,12 @@ def test_bad_rows_are_named_and_nothing_is_stored(
     server: ScriptedStorage, client: StreamClient
 ) -> None:
     stream = create(client)
-    rows = [*encoded(0), *encoded(1, poison="x"), *encoded(2)]
-    result = client.append(stream, 0, rows, 10.0)
+    rows = [row(0), row(1, poison="x"), row(2)]
+    result = client.append(stream, 0, encode_rows(rows), 10.0)
     assert isinstance(result, Refused)
-    assert [row.index for row in result.rows] == [1]
+    assert [refused.index for refused in result.rows] == [1]
     assert server.rows() == []
-    assert client.append(stream, 0, [rows[0], rows[2]], 10.0) == Stored()
+    assert client.append(stream, 0, encoded(0, 2), 10.0) == Stored()
 
 
 def test_a_refusal_of_the_request_is_told_from_a_failure(

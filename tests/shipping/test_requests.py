@@ -9,6 +9,7 @@ import pytest
 
 from exactly_once import TABLE, Application, FakeStreams, Shipper
 from fake_disk import FakeDisk
+from lorc_eventlog.bigquery.storage_messages import EncodedRows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.shipping import pending, stream_maker
@@ -259,8 +260,8 @@ def test_rows_in_more_runs_than_a_record_holds_are_sent_in_several_requests(
     requests: list[int] = []
     append: Callable[..., Any] = streams.append
 
-    def count(stream: str, offset: int, rows: list[bytes], timeout: float) -> Any:
-        requests.append(len(rows))
+    def count(stream: str, offset: int, rows: EncodedRows, timeout: float) -> Any:
+        requests.append(rows.count)
         return append(stream, offset, rows, timeout)
 
     monkeypatch.setattr(streams, "append", count)

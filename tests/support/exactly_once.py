@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fake_disk import FakeDirectory, FakeDisk, FakeFile
-from lorc_eventlog.bigquery.storage_messages import Event
+from lorc_eventlog.bigquery.storage_messages import EncodedRows, ProtoRows
 from lorc_eventlog.bigquery.storage_stream import (
     AlreadyExists,
     Gone,
@@ -73,12 +73,12 @@ class FakeStreams:
         self,
         stream: str,
         offset: int,
-        serialized: Sequence[bytes],
+        encoded: EncodedRows,
         timeout: float,  # noqa: ARG002
     ) -> Outcome:
         rows = [
-            {field.name: value for field, value in Event.FromString(row).ListFields()}
-            for row in serialized
+            {field.name: value for field, value in row.ListFields()}
+            for row in ProtoRows.FromString(encoded.data).serialized_rows
         ]
         fault = self.faults.popleft() if self.faults else None
         if fault == "lost":
