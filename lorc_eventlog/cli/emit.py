@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from rich.console import Console
 from lorc_eventlog.cli.emit_lines import Complain, as_object, deliver, read_rows
 from lorc_eventlog.cli.output import BAD, Trouble, examples, note, say
 from lorc_eventlog.cli.query import connected
+from lorc_eventlog.cli.waiting import telling, who_answers
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, chosen_sink, sink_name
 from lorc_eventlog.events.row import row_at
 
@@ -96,6 +98,8 @@ def emit(
         if sys.stdin is None:
             msg = "there is no standard input"
             raise Trouble(msg)
+        if sys.stdin.isatty():
+            note("reading JSON from standard input; Ctrl-D ends it")
         stream = cast("io.BufferedReader", sys.stdin.buffer)
         batches = read_rows(stream, make_row, complain)
     write(batches, complain)
@@ -106,7 +110,9 @@ def write(batches: Iterable[dict[str, Row]], complain: Complain) -> None:
     """Write the events to BigQuery and print their ids, or hand them to another sink."""
     sink = chosen_sink()
     if sink is None:
-        with connected() as client:
+        with contextlib.ExitStack() as stack:
+            with telling(lambda: f"waiting for the credentials for {who_answers()}"):
+                client = stack.enter_context(connected())
             for rows in batches:
                 for event_id in deliver(client, rows, complain):
                     click.echo(event_id)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.bigquery.transport import Answer, Failure
+from lorc_eventlog.cli.waiting import telling, who_answers
 from lorc_eventlog.delivery.courier import Courier
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.report import Report
@@ -132,7 +133,8 @@ def deliver(client: Client, rows: dict[str, Row], complain: Complain) -> Iterato
         RuntimeError: Some are not in BigQuery, or perhaps not; the message names them.
     """
     delivery = _Delivery(client, [*rows.values()])
-    delivery.run()
+    with telling(delivery.what_it_waits_for):
+        delivery.run()
     left = False
     for where, row in rows.items():
         event_id = row["event_id"]
@@ -212,6 +214,13 @@ class _Delivery:
     def failure(self) -> str:
         """Why the others are not settled."""
         return str(self._report.last_error or "BigQuery puts them off")
+
+    def what_it_waits_for(self) -> str:
+        """Tell a person why nothing happens, and how long that can go on."""
+        why = self._report.last_error or "no answer yet"
+        return (
+            f"waiting for {who_answers()}: {why}; giving up after {PATIENCE:g} s without progress"
+        )
 
     def is_settled(self, event_id: str) -> bool:
         """Whether BigQuery has the event, or will never take it."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.cells import cell_len
@@ -32,7 +33,11 @@ from lorc_eventlog.cli.selection import (
     tail_query,
     there_already,
 )
+from lorc_eventlog.cli.waiting import emulator_host, who_answers
 from lorc_eventlog.diagnostics import escaped
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import Client, Table
 
 PRIVATE_COLUMNS = ("subject_id", "payload")
 
@@ -113,20 +118,17 @@ def tail(
 ) -> None:
     """Show the latest events.
 
-    Standard error first says what BigQuery would bill for a query. Each query reads only the
-    partitions that can hold such events, and rows that are in no partition yet. Times are UTC.
+    Standard error first says what BigQuery bills for a query, or that an emulator answers. Each
+    query reads only the partitions that can hold such events, and rows that are in no partition
+    yet. Times are UTC.
     """
     columns = tuple(name for name in COLUMNS if show_data or name not in PRIVATE_COLUMNS)
     selection = Selection(event_type, source, correlation_id, since, columns)
     ctrl_c = contextlib.suppress(KeyboardInterrupt) if follow else contextlib.nullcontext()
     with ctrl_c, connected() as client:
         table = client.get_table(events_reference(client), retry=ONE_TRY, timeout=REQUEST_TIMEOUT)
-        if ingestion_partitions(table) is None:
-            note(
-                f"{table.reference} is not partitioned by ingestion time: "
-                "each query scans all of it"
-            )
-        note(cost(bytes_read(client, table, selection), interval if follow else None))
+        for line in explain(client, table, selection, interval if follow else None):
+            note(line)
         seen = there_already(client, table, selection) if follow else {}
         events = run_query(client, *tail_query(table, selection, latest=limit))[::-1]
         show = print_json if as_json else Lines(events).show
@@ -138,6 +140,20 @@ def tail(
                 show(event)
         elif not events:
             note("no such events")
+
+
+def explain(
+    client: Client, table: Table, selection: Selection, interval: float | None
+) -> Iterator[str]:
+    """Say who is asked, and what that costs; nobody bills the queries of an emulator."""
+    if emulator_host():
+        yield f"asking {who_answers()}" + ("" if interval is None else "; Ctrl-C ends it")
+        return
+    if ingestion_partitions(table) is None:
+        yield (
+            f"{table.reference} is not partitioned by ingestion time: each query scans all of it"
+        )
+    yield cost(bytes_read(client, table, selection), interval)
 
 
 def cost(read: int, interval: float | None) -> str:

@@ -12,6 +12,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from command_line import Gate
+from lorc_eventlog.cli import waiting
+
+
+@pytest.fixture(autouse=True)
+def no_word_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says only after a while is said in the tests that are about it."""
+    monkeypatch.setattr(waiting, "SILENCE", 600.0)
 
 
 @pytest.fixture

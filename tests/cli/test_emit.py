@@ -6,18 +6,20 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
 import pytest
-from click.testing import Result
+from click.testing import Result, _NamedTextIOWrapper
 
 from clients import Query
 from command_line import SECRET, SUBJECT, program, run
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
-from lorc_eventlog.cli import emit_lines
+from lorc_eventlog.cli import emit_lines, waiting
 from lorc_eventlog.delivery import pace, suspicion
 from lorc_eventlog.lifecycle import exit as process_exit
+from lorc_eventlog.lifecycle.signals import BackgroundThread
 from scripted_bigquery import (
     Fault,
     ScriptedBigQuery,
@@ -29,6 +31,7 @@ from scripted_bigquery import (
 )
 
 EMIT_LINES = ("emit", "a.b", "--source", "s", "--payload", "-")
+waiting_in_reality = waiting.SILENCE
 LINES = '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
 
 
@@ -171,7 +174,9 @@ def test_emit_sends_a_line_when_it_comes_and_says_so(scripted: ScriptedBigQuery)
             running.stdin.flush()
             event_id = running.stdout.readline().strip()
             assert scripted.rows[number]["event_id"] == event_id
-        assert running.communicate(timeout=30) == ("", "")
+        printed, said = running.communicate(timeout=30)
+        assert printed == ""
+        assert re.sub("waiting for .*\n", "", said) == ""
         assert running.returncode == 0
 
 
@@ -283,3 +288,52 @@ def test_emit_says_that_the_only_event_is_not_delivered(
     result = run("emit", "a.b", "--source", "s", *arguments, stdin="{\n}")
     assert result.stderr.startswith(f"✗ {where} is not in BigQuery: 403 accessDenied: ")
     assert (result.stdout, result.exit_code) == ("", 1)
+
+
+# While it waits
+
+
+def test_emit_says_within_three_seconds_that_it_waits_and_for_what(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waiting_in_reality < 3
+    monkeypatch.setattr(waiting, "SILENCE", 0.0)
+    monkeypatch.setattr(emit_lines, "PATIENCE", 1.0)
+    scripted.always(hang())
+    credentials, request, *_ = run("emit", "a.b", "--source", "s", "--payload", "{}").stderr.split(
+        "\n"
+    )
+    where = f"the emulator at {scripted.url}"
+    assert credentials == f"waiting for the credentials for {where}"
+    assert request == f"waiting for {where}: no answer yet; giving up after 1 s without progress"
+
+
+def test_emit_says_why_it_waits(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "SILENCE", 0.3)
+    monkeypatch.setattr(emit_lines, "PATIENCE", 2.0)
+    scripted.always(status(503))
+    said = run("emit", "a.b", "--source", "s", "--payload", "{}").stderr
+    assert f"waiting for the emulator at {scripted.url}: 503" in said
+
+
+def test_emit_works_without_threads_for_words(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BackgroundThread, "start", cannot)
+        result = run("emit", "a.b", "--source", "s", "--payload", "{}")
+    assert (result.exit_code, len(scripted.rows)) == (0, 1)
+
+
+def test_emit_says_that_it_reads_what_a_person_types(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_NamedTextIOWrapper, "isatty", lambda _: True)
+    result = emit_lines_of('{"a": 1}')
+    assert "reading JSON from standard input; Ctrl-D ends it" in result.stderr
+    assert (result.exit_code, len(scripted.rows)) == (0, 1)

@@ -108,7 +108,10 @@ def test_tail_shows_nothing_older_than_since(
 
 
 @pytest.mark.usefixtures("gated_table")
-def test_tail_reads_only_the_partitions_that_matter_and_values_are_parameters(gate: Gate) -> None:
+def test_tail_reads_only_the_partitions_that_matter_and_values_are_parameters(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "emulator_host", lambda: None)
     run("tail", "--since", "2d", "--type", "email.*", "--source", "s'")
     jobs = [body["configuration"] for body in gate.bodies if "configuration" in body]
     dry_run, look = jobs
@@ -144,6 +147,8 @@ def test_tail_says_first_what_bigquery_bills(gate: Gate, monkeypatch: pytest.Mon
     }
     monkeypatch.setattr(time, "sleep", interrupt)
 
+    monkeypatch.setattr(tail, "emulator_host", lambda: None)
+
     def said(read: int, *arguments: str) -> str:
         answer["statistics"] = {"query": {"totalBytesProcessed": str(read)}}
         gate.answers[:] = [("POST .*/jobs$", 200, answer)]
@@ -166,12 +171,22 @@ def test_tail_says_that_a_table_without_partitions_is_read_whole(
     name = f"test-project.{events_table.replace('events', 'plain')}"
     emulator_client.create_table(bigquery.Table(name, schema=events_schema()))
     monkeypatch.setenv("EVENTS_BQ_TABLE", "plain")
+    monkeypatch.setattr(tail, "emulator_host", lambda: None)
     emit("a.b", {}, source="s", bq_client=emulator_client)
     result = run("tail")
     assert result.stderr.startswith(
         f"{name} is not partitioned by ingestion time: each query scans all of it\n"
     )
     assert shown(result) == ["a.b"]
+
+
+@pytest.mark.usefixtures("events_table")
+def test_tail_speaks_of_no_bill_on_an_emulator(
+    emulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("tail").stderr == f"asking the emulator at {emulator}\nno such events\n"
+    monkeypatch.setattr(time, "sleep", interrupt)
+    assert run("tail", "-f").stderr == f"asking the emulator at {emulator}; Ctrl-C ends it\n"
 
 
 @pytest.mark.usefixtures("events_table")
