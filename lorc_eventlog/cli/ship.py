@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
 
 if TYPE_CHECKING:
-    from lorc_eventlog.shipping.service import Progress, Shipper
+    from lorc_eventlog.shipping.service import Progress, Settings, Shipper
 
 STATUS_SECONDS = 60.0
 """Seconds between two lines about how far it is."""
@@ -90,20 +90,103 @@ def ship(ctx: click.Context, /, **options: Any) -> None:
         raise click.UsageError(msg)
     require_bigquery("ship")
     _log_to_stderr()
-    with _shipping(options) as shipper, _metrics(shipper, options), _signals() as signals:
-        shipper.start()
-        _follow(shipper, signals, until_empty=options["until_empty"])
+    # gRPC reports what it does on standard error otherwise.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    with (
+        _signals() as signals,
+        contextlib.closing(_Shipping(_settings(options))) as shipping,
+        _metrics(shipping.progress, options),
+    ):
+        shipping.follow(signals, until_empty=options["until_empty"])
         if signals.came and options["on_term"] == "drain":
             logger.info("shipping until the directory is empty and no process writes to it")
             signals.came = False  # a second signal ends it
-            _follow(shipper, signals, until_empty=True)
-        shipper.stop_reading()
-        settled = shipper.wait_until(lambda progress: progress.is_settled, options["term_timeout"])
-        progress = shipper.progress()
+            shipping.follow(signals, until_empty=True)
+        shipping.settle(options["term_timeout"])
+    ctx.exit(0)
+
+
+class _Shipping:
+    """The shipper of the directory, and of the one that comes in its place.
+
+    Raises:
+        Trouble: The directory cannot be shipped; the message says why.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        from lorc_eventlog.shipping.service import Shipper
+
+        self._settings = settings
+        self._make: Callable[[Settings], Shipper] = Shipper
+        shipper, trouble = self._open()
+        if shipper is None:
+            raise Trouble(trouble)
+        self._shipper = shipper
+
+    def _open(self) -> tuple[Shipper | None, str]:
+        from lorc_eventlog.shipping.lock import AnotherShipperError
+
+        try:
+            shipper = self._make(self._settings)
+        except AnotherShipperError as error:
+            return None, str(error)
+        except OSError as error:
+            return None, f"{error.filename or self._settings.directory}: {error.strerror}"
+        shipper.start()
+        return shipper, ""
+
+    def progress(self) -> Progress:
+        """Return how far it is."""
+        return self._shipper.progress()
+
+    def follow(self, signals: _Signals, *, until_empty: bool) -> None:
+        """Ship until a signal comes or, if it is so, the directory is empty."""
+        say_at = time.monotonic() + STATUS_SECONDS
+        while not signals.came:
+            if self._shipper.is_lost:
+                self._replace(signals)
+                continue
+            progress = self.progress()
+            if until_empty and progress.is_empty:
+                return
+            if time.monotonic() >= say_at:
+                say_at += STATUS_SECONDS
+                logger.info("%s", status_of(progress))
+            time.sleep(TICK)
+
+    def _replace(self, signals: _Signals) -> None:
+        """Ship from the directory that applications write to now."""
+        logger.error(
+            "%s was deleted or replaced: what is in memory is delivered, then the directory that "
+            "is there now",
+            self._settings.directory,
+        )
+        self._shipper.stop_reading()
+        said_at = -STATUS_SECONDS
+        while not signals.came:
+            if self.progress().is_settled:
+                self._shipper.close()
+                shipper, trouble = self._open()
+                if shipper is not None:
+                    self._shipper = shipper
+                    return
+                if time.monotonic() - said_at >= STATUS_SECONDS:
+                    said_at = time.monotonic()
+                    logger.error("it cannot be shipped yet, which is tried again: %s", trouble)
+            time.sleep(TICK)
+
+    def settle(self, timeout: float) -> None:
+        """Wait for what is on its way, for at most so many seconds, and say how far it came."""
+        self._shipper.stop_reading()
+        settled = self._shipper.wait_until(lambda progress: progress.is_settled, timeout)
+        progress = self.progress()
         logger.info("%s", status_of(progress))
         if not settled:
             logger.warning("%d events on their way are sent again next time", progress.waiting)
-    ctx.exit(0)
+
+    def close(self) -> None:
+        """Give the directory up."""
+        self._shipper.close()
 
 
 class _Signals:
@@ -127,15 +210,11 @@ def _signals() -> Iterator[_Signals]:
             signal.signal(number, action)
 
 
-@contextlib.contextmanager
-def _shipping(options: dict[str, Any]) -> Iterator[Shipper]:
-    # gRPC reports what it does on standard error otherwise.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from lorc_eventlog.shipping.lock import AnotherShipperError
-    from lorc_eventlog.shipping.service import Settings, Shipper
+def _settings(options: dict[str, Any]) -> Settings:
+    from lorc_eventlog.shipping.service import Settings
 
     grpc = options["transport"] == "grpc"
-    settings = Settings(
+    return Settings(
         directory=options["directory"].absolute(),
         table=events_table(),
         interval=options["interval"],
@@ -144,21 +223,10 @@ def _shipping(options: dict[str, Any]) -> Iterator[Shipper]:
         transport=options["transport"],
         exactly_once=options["exactly_once"],
     )
-    try:
-        shipper = Shipper(settings)
-    except AnotherShipperError as error:
-        raise Trouble(str(error)) from None
-    except OSError as error:
-        msg = f"{error.filename or settings.directory}: {error.strerror}"
-        raise Trouble(msg) from None
-    try:
-        yield shipper
-    finally:
-        shipper.close()
 
 
 @contextlib.contextmanager
-def _metrics(shipper: Shipper, options: dict[str, Any]) -> Iterator[None]:
+def _metrics(progress: Callable[[], Progress], options: dict[str, Any]) -> Iterator[None]:
     port = options["metrics_port"]
     if port is None:
         yield
@@ -166,24 +234,12 @@ def _metrics(shipper: Shipper, options: dict[str, Any]) -> Iterator[None]:
     from lorc_eventlog.shipping.metrics import serving
 
     try:
-        server = serving(shipper.progress, options["metrics_host"], port)
+        server = serving(progress, options["metrics_host"], port)
     except OSError as error:
         msg = f"metrics cannot be served on port {port}: {error.strerror}"
         raise Trouble(msg, "choose another --metrics-port") from None
     with server:
         yield
-
-
-def _follow(shipper: Shipper, signals: _Signals, *, until_empty: bool) -> None:
-    say_at = time.monotonic() + STATUS_SECONDS
-    while not signals.came:
-        progress = shipper.progress()
-        if until_empty and progress.is_empty:
-            return
-        if time.monotonic() >= say_at:
-            say_at += STATUS_SECONDS
-            logger.info("%s", status_of(progress))
-        time.sleep(TICK)
 
 
 def status_of(progress: Progress) -> str:

@@ -30,15 +30,26 @@ class DeadLetterFile:
         path: The file; made with mode 0600 if it is not there.
 
     Raises:
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened. If the disk is full it is opened later.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._written: set[str] = set()
-        self._descriptor = os.open(path, flags, 0o600)
-        os.fchmod(self._descriptor, 0o600)
+        self._descriptor: int | None = None
+        try:
+            self._open()
+        except OSError as error:
+            # Shipping makes room on a full disk, and most shippers never write a dead letter.
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.path, flags, 0o600)
+        self._descriptor = descriptor
+        os.fchmod(descriptor, 0o600)
+        return descriptor
 
     def append(self, envelope: Envelope, reason: str) -> None:
         """Write one dead letter and force it to the disk.
@@ -52,11 +63,12 @@ class DeadLetterFile:
             "event": envelope,
         }
         line = orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE)
-        size = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, line) < len(line):
-            os.ftruncate(self._descriptor, size)
+        descriptor = self._open() if self._descriptor is None else self._descriptor
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) < len(line):
+            os.ftruncate(descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        force_to_disk(self._descriptor)
+        force_to_disk(descriptor)
         self._written.add(envelope["event_id"])
 
     def take(self, row: Row) -> bool:
@@ -67,4 +79,6 @@ class DeadLetterFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

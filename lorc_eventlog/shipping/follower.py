@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lorc_eventlog.diagnostics import Notes, escaped
 from lorc_eventlog.shipping.ledger import Run
+from lorc_eventlog.shipping.lines import Eraser
 from lorc_eventlog.shipping.report import FollowerReport
 from lorc_eventlog.shipping.segment import Segment
 from lorc_eventlog.spool.directory import UntrustedError
@@ -72,10 +73,12 @@ class Follower:
     def __init__(self, directory: Directory, lines: Lines, table: str, notes: Notes) -> None:
         self.found = Found(0, None, is_empty=True)
         """What the last look and the last read found."""
+        self.is_lost = False
+        """Whether somebody deleted the directory, or put another in its place."""
         self._directory = directory
-        self._lines = lines
         self._table = table
         self._report = FollowerReport(directory.path, notes)
+        self._eraser = Eraser(lines, self._report)
         self._segments: dict[str, Segment] = {}
         self._ignored: set[str] = set()
         self._unread: dict[str, deque[Segment]] = {}
@@ -88,15 +91,17 @@ class Follower:
     @property
     def has_unread(self) -> bool:
         """Whether :meth:`read` may find something."""
-        return bool(self._turns)
+        return bool(self._turns) and not self._eraser.left
 
     def look(self) -> None:
         """Look at the directory: what is new, what has grown, and what can be deleted."""
         try:
             names = [name for name in self._directory.names() if name.endswith(SUFFIX)]
+            self.is_lost = self._directory.is_deleted
         except OSError as error:
-            self._report.trouble("it cannot be searched", error)
+            self._report.trouble("cannot be searched", error)
             return
+        self._eraser.erase_what_is_left()
         for name in self._segments.keys() - set(names):
             self._forget(self._segments[name])
         for name in names:
@@ -120,7 +125,7 @@ class Follower:
         except FileNotFoundError:
             pass  # deleted since the look, which the next one will see
         except OSError as error:
-            self._report.trouble(f"{escaped(name)} cannot be read", error)
+            self._report.trouble("cannot be read", error, name)
         else:
             if segment.is_done:
                 self._discard(segment)
@@ -159,6 +164,8 @@ class Follower:
         Bounded: it reads at most a mebibyte of each segment that has its turn, or one line.
         """
         rows: list[Row] = []
+        if self._eraser.left:
+            return rows
         held = sum(segment.is_open for segment in self._segments.values())
         for _ in range(len(self._turns)):
             if len(rows) >= limit or held >= MAX_OPEN:
@@ -174,7 +181,7 @@ class Follower:
                 if segment.is_read and len(segments) > 1:
                     segment.measure()  # its process has begun the next one: it is complete now
             except OSError as error:  # it has its turn again after the next look
-                self._report.trouble(f"{escaped(segment.name)} cannot be read", error)
+                self._report.trouble("cannot be read", error, segment.name)
                 segments.popleft()
             else:
                 if segment.is_read:
@@ -193,13 +200,7 @@ class Follower:
     def acknowledge(self, rows: Iterable[Row]) -> None:
         """Erase ``rows`` from the disk: BigQuery has them, or a dead letter keeps them."""
         places = self._take_out(rows)
-        for run in runs_of(places):
-            try:
-                self._lines.erase([run])
-            except OSError as error:
-                self._report.trouble(
-                    "delivered events cannot be erased, and may be sent again", error
-                )
+        self._eraser.erase(runs_of(places))
         self._let_go(places)
 
     def release(self, rows: Iterable[Row]) -> None:
@@ -245,7 +246,7 @@ class Follower:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._report.trouble(f"{escaped(segment.name)}, which is delivered, stays", error)
+            self._report.trouble("is delivered, but cannot be deleted", error, segment.name)
             return
         self._forget(segment)
 

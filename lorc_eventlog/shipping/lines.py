@@ -11,6 +11,7 @@ from lorc_eventlog.spool.format import BLANK, find_rows
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
     from lorc_eventlog.shipping.ledger import Run
+    from lorc_eventlog.shipping.report import FollowerReport
     from lorc_eventlog.spool.directory import Directory
 
 ERASED_BYTES = 2**20
@@ -70,3 +71,34 @@ class Lines:
                 file.close()
         if is_any_gone:
             self._directory.force()
+
+
+class Eraser:
+    """Erases what is delivered, and once more what the disk refused to erase.
+
+    Args:
+        lines: The lines of the directory.
+        report: Says what the disk refuses.
+    """
+
+    def __init__(self, lines: Lines, report: FollowerReport) -> None:
+        self.left: list[Run] = []
+        """What is delivered and could not be erased. Read nothing meanwhile: that a shipper which
+        starts anew would send again does not become more."""
+        self._lines = lines
+        self._report = report
+
+    def erase(self, runs: Iterable[Run]) -> None:
+        """Erase ``runs``, or keep them for :meth:`erase_what_is_left`."""
+        for run in runs:
+            try:
+                self._lines.erase([run])
+            except OSError as error:
+                self.left.append(run)
+                what = "holds delivered events that cannot be erased and could be sent again"
+                self._report.trouble(what, error, run.segment)
+
+    def erase_what_is_left(self) -> None:
+        """Try again."""
+        runs, self.left = self.left, []
+        self.erase(runs)

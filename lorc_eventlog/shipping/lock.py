@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING
@@ -30,7 +31,9 @@ def take_lock(directory: Directory, table: str) -> File:
     file = directory.open_file(lock_name(table), os.O_RDWR | os.O_CREAT)
     for _ in range(TRIES):
         if file.try_lock():
-            file.write(f"{os.getpid()}".ljust(20).encode() + b"\n", 0)
+            # A full disk has no room for the number. Shipping, which would make room, matters more.
+            with contextlib.suppress(OSError):
+                file.write(f"{os.getpid()}".ljust(20).encode() + b"\n", 0)
             return file
         time.sleep(PAUSE)
     file.close()

@@ -25,11 +25,15 @@ class FollowerReport:
         self._notes = notes
         self._troubles = Throttle(TROUBLE_INTERVAL)
 
-    def trouble(self, what: str, error: OSError) -> None:
-        """The disk refuses something, which is tried again."""
+    def trouble(self, what: str, error: OSError, name: str = "the directory") -> None:
+        """The disk refuses something, which is tried again: of many files only one is named."""
         if self._troubles.lets_through(time.monotonic(), what):
             why = error.strerror or type(error).__name__
-            self._notes.note(logging.ERROR, "spool %s: %s: %s", self._directory, what, why)
+            self._notes.note(
+                logging.ERROR,
+                "spool %s: %s %s, which is tried again: %s",
+                self._directory, escaped(name), what, why,
+            )  # fmt: skip
 
     def left_alone(self, name: str, why: str) -> None:
         """A segment is not ours to touch."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.spool.format import MAX_LINE_BYTES, decode_line, decode_row, find_rows
+from lorc_eventlog.spool.format import (
+    MAX_LINE_BYTES,
+    decode_line,
+    decode_row,
+    find_rows,
+    is_cut_off,
+)
 from lorc_eventlog.spool.shipped import table_of
 
 if TYPE_CHECKING:
@@ -127,6 +133,8 @@ class Segment:
                     continue
                 found, damaged_bytes = find_rows(line)
                 events += [(row, start + a, start + b) for a, b, row in found]
+                if end > self.size and not found and is_cut_off(line):
+                    continue  # a kill, or a full disk, left a part of an event
                 self.damaged_bytes += damaged_bytes
             self.held += len(events)
             return events

@@ -94,6 +94,7 @@ class Shipper:
         self._lock_file = take_lock(self._directory, settings.table)
         self._dead_letters = DeadLetterFile(settings.dead_letters or settings.directory / FILE_NAME)
         self._is_ending = threading.Event()
+        self._is_closed = False
         self._troubles = Throttle(60.0)
         self._last_success: float | None = None
         self._delivered = 0
@@ -194,6 +195,14 @@ class Shipper:
             looks=self._queue.looks,
         )
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether somebody deleted the directory, or put another in its place.
+
+        Applications then write to a new one, which takes another shipper.
+        """
+        return self._follower.is_lost
+
     def stop_reading(self) -> None:
         """Take nothing more from the directory; what is in memory is still delivered."""
         self._queue.is_reading = False
@@ -210,5 +219,10 @@ class Shipper:
 
     def close(self) -> None:
         """Give up the directory: another process may ship. What is in memory stays on disk."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._queue.is_settled:
+            self._dispatcher.close()  # its threads end
         self._lock_file.close()
         self._dead_letters.close()

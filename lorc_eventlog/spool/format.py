@@ -56,6 +56,8 @@ _texts = itemgetter(
 _CRC_BYTES = 9
 _LINE_START = re.compile(rb'[0-9a-f]{8} \{"event_id":"')
 _LINE_END = b'"}'
+_CUT_OFF = b'........ {"event_id":"'
+"""How an event begins; the first eight are digits of the checksum."""
 
 
 def encode_line(value: Mapping[str, Any]) -> bytes:
@@ -126,6 +128,18 @@ def find_rows(text: bytes) -> tuple[list[tuple[int, int, Row]], int]:
     ends = [*(start for start, _, _ in found), len(text)]
     gaps = [text[begin:end] for begin, end in zip(begins, ends, strict=True)]
     return found, sum(len(gap) for gap in gaps if not _is_acknowledged(gap))
+
+
+def is_cut_off(text: bytes) -> bool:
+    """Whether the end of a file may be the beginning of an event: a kill, or a full disk, left it.
+
+    The log call did not return, or said that the disk refused the event.
+    """
+    start = text[: len(_CUT_OFF)]
+    return all(
+        byte in b"0123456789abcdef" if index < 8 else byte == _CUT_OFF[index]
+        for index, byte in enumerate(start)
+    )
 
 
 def _is_acknowledged(text: bytes) -> bool:

@@ -164,7 +164,7 @@ class SegmentAppender:
             self._make_room(len(line), now)
         if self._descriptor is not None and now - self._looked_at >= LOOK_INTERVAL:
             self._looked_at = now
-            self._leave_if_deleted(self._descriptor)
+            self._leave_if_lost(self._descriptor)
         descriptor = self._descriptor
         if descriptor is None:
             descriptor = self._open_segment()
@@ -227,14 +227,10 @@ class SegmentAppender:
 
     def is_shipped(self) -> bool:
         """Whether a shipper has this directory and table; True if that cannot be known."""
-        if self._directory is None:
-            return True
-        try:
-            return shipper_of(self._directory, self._table) is not None
-        except OSError:
-            return True
+        return self._directory is None or _is_shipped(self._directory, self._table)
 
-    def _leave_if_deleted(self, descriptor: int) -> None:
+    def _leave_if_lost(self, descriptor: int) -> None:
+        """Begin another segment if nobody will find this one: where it is, a shipper finds it."""
         if os.fstat(descriptor).st_nlink == 0:
             self._notes.note(
                 logging.ERROR,
@@ -243,6 +239,8 @@ class SegmentAppender:
                 self._path, escaped(self._name),
             )  # fmt: skip
             self.close_segment()
+        elif self._directory is not None and self._directory.is_deleted:
+            self.close_segment()  # the directory was renamed: what is in it is still there
 
     def _make_room(self, size: int, now: float) -> None:
         if now - self._surveyed_at >= SURVEY_INTERVAL:
@@ -317,3 +315,10 @@ def shipper_of(directory: Directory, table: str) -> str | None:
     finally:
         file.close()
     return f"process {owner}" if owner.isdigit() else "another process"
+
+
+def _is_shipped(directory: Directory, table: str) -> bool:
+    try:
+        return shipper_of(directory, table) is not None
+    except OSError:
+        return True

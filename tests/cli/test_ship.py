@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -188,14 +189,53 @@ def test_it_says_now_and_then_how_far_it_is(
 
     class Shipper:
         steps = [far, replace(far, oldest=None, is_empty=True)]  # noqa: RUF012
+        is_lost = False
 
         def progress(self) -> Progress:
             return self.steps.pop(0)
 
+    shipping = ship_module._Shipping.__new__(ship_module._Shipping)
+    shipping._shipper = cast("Any", Shipper())
     with caplog.at_level("INFO", "lorc_eventlog"):
-        ship_module._follow(cast("Any", Shipper()), ship_module._Signals(), until_empty=True)
+        shipping.follow(ship_module._Signals(), until_empty=True)
     assert "1,234 events delivered, 2 rejected, 4 on their way, 5 bytes unread" in caplog.text
     assert "the oldest segment is 60 s old" in caplog.text
+
+
+def test_a_directory_that_is_replaced_is_left_for_the_one_that_is_there_now(
+    scripted: ScriptedBigQuery, path: Path, tmp_path: Path
+) -> None:
+    before = write(path, range(5))
+    with running(path) as process:
+        eventually(lambda: len(scripted.events()) == 5, 30)
+        path.rename(tmp_path / "moved")
+        path.touch()  # nothing can be shipped from it
+        assert process.stderr is not None
+        said = ""
+        while "it cannot be shipped yet, which is tried again" not in said:
+            said += process.stderr.readline()
+        assert f"{path} was deleted or replaced" in said
+        path.unlink()
+        write(path, range(5, 10)).close()
+        eventually(lambda: len(scripted.events()) == 10, 30)
+        process.terminate()
+        assert finish(process)[0] == 0
+    before.close()
+
+
+def test_a_signal_ends_it_while_it_waits_for_a_directory(
+    scripted: ScriptedBigQuery, path: Path
+) -> None:
+    write(path, range(5)).close()
+    with running(path) as process:
+        eventually(lambda: len(scripted.events()) == 5, 30)
+        shutil.rmtree(path)
+        path.touch()
+        assert process.stderr is not None
+        while "cannot be shipped yet" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert finish(process)[0] == 0
 
 
 # The files in examples/
@@ -238,8 +278,6 @@ def test_the_manifests_run_the_command_with_options_that_exist() -> None:
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    import shutil
-
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd is not here")

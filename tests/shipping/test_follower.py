@@ -209,6 +209,27 @@ def test_a_last_line_without_its_line_break_is_an_event_once_its_process_is_gone
     assert list(path.glob("*.ship*")) == []
 
 
+@pytest.mark.parametrize("length", [1, 8, 9, 40])
+def test_a_last_line_that_is_cut_off_is_no_damage_once_its_process_is_gone(
+    path: Path, follower: Follower, length: int
+) -> None:
+    """A kill, or a full disk: the call did not return, or said that the event is lost."""
+    cut_off = encode_line(make_row(1))[:length]
+    write_segment(path, "1-1-1", HEADER + encode_line(make_row(0)) + cut_off)
+    rows = read(follower) + read(follower)
+    assert numbers(rows) == [0]
+    follower.acknowledge(rows)
+    follower.look()
+    assert list(path.iterdir()) == []
+
+
+def test_an_end_that_is_no_beginning_of_an_event_is_damage(path: Path, follower: Follower) -> None:
+    write_segment(path, "1-1-1", HEADER + bytes(40))
+    assert read(follower) + read(follower) == []
+    follower.look()
+    assert [file.name for file in path.iterdir()] == ["1-1-1.ship.damaged"]
+
+
 def test_damaged_lines_cost_only_themselves_and_are_set_aside(
     path: Path,
     follower: Follower,
@@ -380,7 +401,7 @@ def test_what_the_disk_refuses_is_reported_and_tried_again(
     assert "cannot be searched" in text
     assert "cannot be read" in text
     assert "cannot be erased" in text
-    assert "stays" in text
+    assert "is delivered, but cannot be deleted" in text
     follower.look()
     assert list(path.iterdir()) == []
 

@@ -269,3 +269,14 @@ def test_whether_a_shipper_has_the_directory_is_seen_by_its_lock(
 
 def test_a_full_spool_is_told_from_other_refusals_of_the_disk() -> None:
     assert SpoolFullError(5).errno == errno.EDQUOT
+
+
+def test_a_directory_that_is_renamed_is_left_and_what_is_in_it_stays(
+    path: Path, appender: SegmentAppender, tmp_path: Path
+) -> None:
+    appender.append(LINE, 0.0)
+    path.rename(tmp_path / "moved")
+    appender.append(LINE, 0.5)
+    appender.append(LINE, 2.0)
+    assert (lines(tmp_path / "moved"), lines(path)) == ([LINE, LINE], [LINE])
+    assert not is_locked(segments(tmp_path / "moved")[0])

@@ -89,6 +89,7 @@ class FakeDirectory:
     """Stands for ``lorc_eventlog.spool.directory.Directory``, for one process."""
 
     path = Path("/spool")
+    is_deleted = False
 
     def __init__(self, disk: FakeDisk, owner: object) -> None:
         self._disk = disk
