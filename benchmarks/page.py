@@ -23,6 +23,7 @@ def write(results: Results) -> None:
     """Write each table anew that was measured; whatever stands outside the markers stays."""
     measured = ("call_cost", "disk", "cpu_per_event", "sustained", "growth", "start")
     tables: dict[str, tuple[Callable[[Results], Iterable[str]], tuple[str, ...]]] = {
+        "summary": (_summary, ("call_cost", "cpu_per_event", "sustained")),
         "machine": (_machine, ("machine",)),
         "targets": (_targets, measured),
         "call": (_call, ("call_cost",)),
@@ -55,6 +56,27 @@ def _header(*names: str) -> Iterator[str]:
 def _with_spread(figures: list[float], digits: int = 1) -> str:
     middle, low, high = figures
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def _summary(results: Results) -> Iterable[str]:
+    """Three sentences that need no glossary."""
+    call = results["call_cost"]["0.2"]
+    ours, nothing = (call[name]["microseconds"][0] for name in ("lorc_eventlog", "null handler"))
+    cpu = results["cpu_per_event"]["lorc_eventlog"]["microseconds"][0]
+    steady = results["sustained"]["steady"]
+    yield (
+        f"- A log call that records an event takes {ours:.0f} millionths of a second, where one "
+        f"that does nothing takes {nothing:.0f}."
+    )
+    yield (
+        f"- A million events, from the log call to BigQuery, take a processor core {cpu:.0f} "
+        "seconds of work."
+    )
+    yield (
+        f"- At {steady['rate']:,} events a second for {steady['seconds']:.0f} seconds, "
+        f"{steady['arrived']:,} of {steady['logged']:,} events arrived, and 999 of 1,000 log calls "
+        f"took less than {steady['call_microseconds']['p99.9'] / 1000:.2f} thousandths of a second."
+    )
 
 
 def _machine(results: Results) -> Iterable[str]:
