@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -75,7 +76,8 @@ def _summary(results: Results) -> Iterable[str]:
     yield (
         f"- At {steady['rate']:,} events a second for {steady['seconds']:.0f} seconds, "
         f"{steady['arrived']:,} of {steady['logged']:,} events arrived, and 999 of 1,000 log calls "
-        f"took less than {steady['call_microseconds']['p99.9'] / 1000:.2f} thousandths of a second."
+        f"took at most {math.ceil(steady['call_microseconds']['p99.9'] / 10) / 100:.2f} thousandths "
+        "of a second."
     )
 
 
