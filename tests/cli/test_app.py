@@ -13,6 +13,7 @@ import pytest
 from google.cloud import bigquery
 
 from command_line import Gate, program, run, steps
+from harness import environment
 from lorc_eventlog import __main__ as entry
 from lorc_eventlog import emit
 from lorc_eventlog.cli.app import commands
@@ -77,7 +78,7 @@ def test_a_command_line_that_is_not_understood_exits_with_2() -> None:
 
 @pytest.mark.usefixtures("events_table", "emulator_client")
 def test_a_terminal_without_unicode_gets_escapes() -> None:
-    with program("check", env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
+    with program("check", env=environment(PYTHONIOENCODING="ascii")) as process:
         output, errors = process.communicate()
     assert output.startswith(r"\u2713 variables")
     assert (errors, process.returncode) == ("", 0)

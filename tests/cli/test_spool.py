@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from clients import Query
 from command_line import SECRET, SUBJECT, run
+from harness import environment
 from lorc_eventlog.cli import drain
 from lorc_eventlog.spool.format import encode_header
 from scripted_bigquery import (
@@ -35,7 +35,7 @@ def left_by_a_dead_process(directory: Path, count: int) -> None:
             writer.emit("a.b", {{"{SECRET}": number}}, source="s", subject_id="{SUBJECT}")
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    env = {**os.environ, "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
+    env = environment(BIGQUERY_EMULATOR_HOST="http://127.0.0.1:9")
     killed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
@@ -50,7 +50,7 @@ def living_process(directory: Path) -> Iterator[None]:
         print(flush=True)
         input()
     """
-    env = {**os.environ, "BIGQUERY_EMULATOR_HOST": "http://127.0.0.1:9"}
+    env = environment(BIGQUERY_EMULATOR_HOST="http://127.0.0.1:9")
     with subprocess.Popen(
         [sys.executable, "-c", code],
         env=env,
@@ -254,7 +254,10 @@ def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: 
         cli.commands(["spool", sys.argv[1], "--drain"])
     """
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(spool_dir)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(spool_dir)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as ended:
         assert ended.stdout is not None
         while " 3 left" not in ended.stdout.readline():

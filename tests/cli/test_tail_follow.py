@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from google.cloud import bigquery
 
 from clients import Query
 from command_line import Gate, interrupt, log_events, program, run, shown
+from harness import environment
 from lorc_eventlog.cli import selection, tail
 from lorc_eventlog.cli.query import run_query
 
@@ -45,14 +45,17 @@ def test_tail_f_shows_what_another_process_logs_within_three_seconds(query: Quer
     """
     lines: queue.Queue[str] = queue.Queue()
     ages = []
-    with program("tail", "-f", "--json", env={**os.environ, "PYTHONUNBUFFERED": "1"}) as tailing:
+    with program("tail", "-f", "--json", env=environment(PYTHONUNBUFFERED="1")) as tailing:
         assert tailing.stdout is not None
         assert tailing.stderr is not None
         reader = threading.Thread(target=lambda: [*map(lines.put, tailing.stdout or ())])
         reader.start()
         assert "Ctrl-C ends it" in tailing.stderr.readline()
         with subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         ) as logging_one:
             assert logging_one.stdin is not None
             for _ in range(3):

@@ -36,7 +36,7 @@ def run(*command: str | Path, **changes: str) -> str:
 def test_a_program_of_one_event_beside_pandas(scripted: ScriptedBigQuery) -> None:
     """Google's client imports pandas where it is there, which cannot begin at exit."""
     pytest.importorskip("pandas", reason="has no wheel for this Python")
-    assert run(ONE_EVENT) == ""
+    assert run(ONE_EVENT, IMPORT_EVERYTHING="1") == ""
 
     assert numbers_in(scripted) == [0]
 

@@ -21,7 +21,7 @@ def test_a_signal_that_the_main_thread_blocks_waits_for_it(
     One that comes while it is imported is handled afterwards.
     """
     assert importlib.util.find_spec("pyarrow"), "imported with Google's client, starts a thread"
-    assert run_program("signals.py", way) == ""
+    assert run_program("signals.py", way, IMPORT_EVERYTHING="1") == ""
 
     assert numbers_in(scripted) == [0, 1]
 

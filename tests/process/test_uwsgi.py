@@ -63,7 +63,7 @@ def uwsgi(*options: str, **changes: str) -> Iterator[UWSGI]:
         subprocess.Popen(
             [*command, *options],
             cwd=PROGRAMS,
-            env=environment(**changes),
+            env=environment(IMPORT_EVERYTHING="1", **changes),  # all is torn down at exit
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -17,6 +17,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 from google.cloud import bigquery
 
+from harness import environment
 from lorc_eventlog import emit
 from lorc_eventlog.cli.app import commands
 
@@ -40,7 +41,7 @@ def program(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"env": environment(), **options},
     ) as running:
         try:
             yield running

@@ -19,6 +19,7 @@ from scripted_bigquery import ScriptedBigQuery
 
 PROGRAMS = Path(__file__).parent.parent / "programs"
 PACKAGE = Path(lorc_eventlog.__file__).parent.parent
+LEAN = PROGRAMS / "lean"
 
 PRIVATE = "PrivateWord"
 """Stands in every payload and every subject_id, and must stand in no diagnostic."""
@@ -135,9 +136,12 @@ class Records(logging.Handler):
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a program: the tests' own, with this package to import."""
-    tests = str(Path(__file__).parent)
-    return os.environ | {"PYTHONPATH": os.pathsep.join((str(PACKAGE), tests))} | changes
+    """The environment of a program: the tests' own, with this package to import.
+
+    See ``programs/lean/sitecustomize.py``: ``IMPORT_EVERYTHING="1"`` if it matters what is there.
+    """
+    folders = (PACKAGE, Path(__file__).parent, LEAN)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | changes
 
 
 def start_program(name: str, *arguments: object, **changes: str) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from harness import PACKAGE, eventually
+from harness import LEAN, PACKAGE, eventually
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -52,7 +52,8 @@ class Program:
 @contextmanager
 def running(*command: str, folder: Path, **changes: str) -> Iterator[Program]:
     """Run a module of this Python's installation, such as a server, in ``folder``."""
-    python_path = os.pathsep.join(map(str, (PACKAGE, folder, EXAMPLES, Path(__file__).parent)))
+    folders = (PACKAGE, folder, EXAMPLES, Path(__file__).parent, LEAN)
+    python_path = os.pathsep.join(map(str, folders))
     with (
         subprocess.Popen(
             [sys.executable, "-m", *command],
