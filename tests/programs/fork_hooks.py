@@ -1,9 +1,11 @@
-"""Fork hooks of the application that log, in the way that the argument names.
+"""Fork hooks of the application that log, in applications that fork as the argument says.
 
-    fork_hooks.py WAY [SPOOL_DIR]
+    fork_hooks.py FORK SPOOL_DIR
 
-WAY is "HOOK, registered before|after the import, FORK". The parent logs 0 to 4, the hook one event
-from 50 on, the child 100 to 104.
+Each case of CASES is a process of its own, which imports the package for itself. They run side by
+side, and all have Google's client from the process that starts them, because it takes ten times as
+long to import as all that they do. Each logs 0 to 4, the hook one event from 50 on, and its child
+100 to 104; the payload names the case.
 """
 
 from __future__ import annotations
@@ -12,12 +14,19 @@ import importlib
 import logging
 import os
 import sys
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
-hook, registered, fork = sys.argv[1].split(", ")
+import google.cloud.bigquery  # noqa: F401
 
-if fork == "multiprocessing":  # before the package; the others after its first sender has started
-    importlib.import_module(fork)
+fork, spool = sys.argv[1:]
+
+HOOKS = ("flushes before", "logs before", "logs in the parent", "logs in the child")
+CASES = [
+    *(", ".join((*case, "in memory")) for case in product(HOOKS, ("before", "after"))),
+    "logs in the child, before, with a spool",
+    "logs in the child, after, with a spool",
+]
 
 logger = logging.getLogger("app")
 logger.setLevel(logging.INFO)
@@ -25,7 +34,7 @@ next_number = iter(range(50, 100))
 
 
 def log(number: int) -> None:
-    payload = {"number": number, "text": "PrivateWord"}
+    payload = {"case": case, "number": number, "text": "PrivateWord"}
     logger.info("x", extra={"event_type": "test", "payload": payload})
 
 
@@ -33,9 +42,14 @@ def log_one() -> None:
     log(next(next_number))
 
 
-def register() -> None:
+def flush() -> None:
+    (handler,) = logger.handlers
+    assert cast("Any", handler).flush(20)
+
+
+def register(hook: str) -> None:
     if hook == "flushes before":
-        os.register_at_fork(before=lambda: handler.flush(20))
+        os.register_at_fork(before=flush)
     elif hook == "logs before":
         os.register_at_fork(before=log_one)
     elif hook == "logs in the parent":
@@ -44,36 +58,46 @@ def register() -> None:
         os.register_at_fork(after_in_child=log_one)
 
 
-if registered == "registered before the import":
-    register()
-
-from lorc_eventlog import BigQueryEventHandler  # noqa: E402
-
-handler = BigQueryEventHandler(
-    source="tests", flush_interval=60, spool_dir=sys.argv[2] if len(sys.argv) > 2 else None
-)
-logger.addHandler(handler)
-if registered == "registered after the import":
-    register()
-
-
 def work() -> None:
     for number in range(100, 105):
         log(number)
 
 
-for number in range(5):
-    log(number)
-if fork == "os.fork":
+def run() -> None:
+    hook, registered, buffer = case.split(", ")
+    if fork == "multiprocessing":  # before the package; the others after its first sender started
+        importlib.import_module(fork)
+    if registered == "before":
+        register(hook)
+    from lorc_eventlog import BigQueryEventHandler
+
+    spool_dir = os.path.join(spool, case) if buffer == "with a spool" else None  # noqa: PTH118
+    logger.addHandler(BigQueryEventHandler(source="tests", flush_interval=60, spool_dir=spool_dir))
+    if registered == "after":
+        register(hook)
+    for number in range(5):
+        log(number)
+    if fork == "os.fork":
+        pid = os.fork()
+        if pid == 0:
+            work()
+            sys.exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    else:
+        module = fork.partition(" ")[0]
+        context: Any = importlib.import_module(module).get_context("fork")
+        process = context.Process(target=work)
+        process.start()
+        process.join()
+        assert process.exitcode == 0, process.exitcode
+
+
+pids = {}
+for case in CASES:
     pid = os.fork()
     if pid == 0:
-        work()
+        run()
         sys.exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
-else:
-    module = fork.partition(" ")[0]
-    context: Any = importlib.import_module(module).get_context("fork")
-    process = context.Process(target=work)
-    process.start()
-    process.join()
-    assert process.exitcode == 0, process.exitcode
+    pids[pid] = case
+failed = [case for pid, case in pids.items() if os.waitpid(pid, 0)[1]]
+assert not failed, failed
