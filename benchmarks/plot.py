@@ -39,9 +39,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
             "ytick.color": GREY,
         }
     )
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    _bars(axes[0], "One log call on the caller's thread, 0.2 KB payload, µs", call)
-    _bars(axes[1], "CPU for one delivered event, µs", cpu)
+    figure, axes = plt.subplots(2, 1, figsize=(5.6, 5.8), layout="constrained")
+    _bars(axes[0], "Time of one log call, in millionths of a second", call)
+    _bars(axes[1], "Processor time for one event, in millionths of a second", cpu)
     figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
 

@@ -18,6 +18,12 @@ the tests."""
 PAGE = "reference/examples.md"
 LANGUAGES = {".json": "json", ".py": "python", ".service": "ini", ".yaml": "yaml"}
 
+NEEDS_NO_LABEL = {"", "meaning", "what happens", "why"}
+"""Headings of columns that are plain without them."""
+
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+_ROW = re.compile(r"<tr>.*?</tr>", re.DOTALL)
+_HEAD = re.compile(r"<th>(.*?)</th>")
 _LINK = re.compile(r"\]\((?:\.\./)+examples/?([\w.]*)\)")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
 _TEST = re.compile(r"<code>test_\w+</code>")
@@ -55,7 +61,32 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     )
 
 
+def stacked(table: re.Match[str]) -> str:
+    """Let the style sheet show each row of a table of words as a paragraph on a phone.
+
+    A table with numbers stays as it is, and scrolls.
+    """
+    html = table[0]
+    if "text-align: right" in html:
+        return html
+    labels = [re.sub(r"<.*?>", "", label).strip() for label in _HEAD.findall(html)]
+    if len(labels) < 3:
+        labels = []
+
+    def row(match: re.Match[str]) -> str:
+        cells = iter(["", *labels[1:]])
+
+        def cell(_: re.Match[str]) -> str:
+            label = next(cells, "")
+            return "<td>" if label in NEEDS_NO_LABEL else f'<td data-label="{label}: ">'
+
+        return re.sub("<td>", cell, match[0])
+
+    return f'<div class="stack">{_ROW.sub(row, html)}</div>'
+
+
 def on_page_content(html: str, **_: Any) -> str:
     """Show the roles of docstrings, such as :func:`emit`, as code; break names of tests at _."""
+    html = _TABLE.sub(stacked, html)
     html = _ROLE.sub(lambda role: f"<code>{role[1].removeprefix('lorc_eventlog.')}</code>", html)
     return _TEST.sub(lambda name: name[0].replace("_", "_<wbr>"), html)
