@@ -10,13 +10,15 @@ import grpc
 
 from lorc_eventlog.bigquery.storage_connection import SERVICE, Connection, Endpoint
 from lorc_eventlog.bigquery.storage_failures import (
+    ENDED_STREAM,
     OFFSET_ALREADY_EXISTS,
     OFFSET_OUT_OF_RANGE,
-    STREAM_FINALIZED,
     STREAM_NOT_FOUND,
     failure_in_answer,
+    failure_of_append,
     failure_of_call,
     refused_rows,
+    status_of,
     storage_error_of,
 )
 from lorc_eventlog.bigquery.storage_messages import (
@@ -25,7 +27,6 @@ from lorc_eventlog.bigquery.storage_messages import (
     EncodedRows,
     FinalizeWriteStreamRequest,
     FinalizeWriteStreamResponse,
-    Status,
     WriteStream,
 )
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal, RefusedRow
@@ -116,7 +117,7 @@ class StreamClient:
             return int(answer.row_count)
         except Exception as error:  # noqa: BLE001  as above
             failure = failure_of_call(error, timeout=timeout)
-            return Gone(failure) if _is_not_found(error) else failure
+            return Gone(failure) if _is_gone(error) else failure
 
     def append(self, stream: str, offset: int, rows: EncodedRows, timeout: float) -> Outcome:
         """Append rows at ``offset``: all of them, or none."""
@@ -191,7 +192,7 @@ def _outcome_of_stream(status: Any) -> Outcome | None:
     if code == STREAM_NOT_FOUND or status.code == _number(grpc.StatusCode.NOT_FOUND):
         return Gone(Failure(Reason(words), None, may_be_the_rows=False, stored="no"))
     out_of_range = status.code == _number(grpc.StatusCode.OUT_OF_RANGE)
-    if code in (OFFSET_OUT_OF_RANGE, STREAM_FINALIZED) or out_of_range:
+    if code == OFFSET_OUT_OF_RANGE or code in ENDED_STREAM or out_of_range:
         return Unusable(Reason(words))
     return None
 
@@ -201,19 +202,26 @@ def _outcome_of_call(error: Exception, timeout: float) -> Outcome:
     if _is_not_found(error):
         return Gone(failure_of_call(error, timeout=timeout))
     if isinstance(error, grpc.RpcError):
-        status = Status(code=_number(error.code()), message=error.details() or "")
-        trailing: Any = error.trailing_metadata()
-        for key, value in trailing or ():
-            if key == "grpc-status-details-bin":
-                status = Status.FromString(value)
-        outcome = _outcome_of_stream(status)
+        outcome = _outcome_of_stream(status_of(error))
         if outcome is not None:
             return outcome
-    return failure_of_call(error, timeout=timeout)
+    return failure_of_append(error, timeout=timeout)
 
 
 def _number(code: grpc.StatusCode) -> int:
     return int(code.value[0])
+
+
+def _is_gone(error: object) -> bool:
+    """Whether a stream cannot be finalized, now or later: it is not there, or finalized already.
+
+    Nobody knows whether BigQuery tells the count of a stream once more. If it does not, a shipper
+    that was killed between the answer and the ledger must not ask for ever.
+    """
+    if not isinstance(error, grpc.RpcError) or _is_not_found(error):
+        return _is_not_found(error)
+    code = storage_error_of(status_of(error))
+    return code in {STREAM_NOT_FOUND, *ENDED_STREAM} or "finalized" in (error.details() or "")
 
 
 def _is_not_found(error: object) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint
 from lorc_eventlog.bigquery.storage_failures import (
     failure_in_answer,
+    failure_of_append,
     failure_of_call,
     is_idle_close,
     refused_rows,
@@ -111,7 +112,7 @@ class StorageWriteTransport:
             connection.close()
             if is_idle_close(error) and time.monotonic() < deadline:
                 return self._append(rows, deadline, timeout)
-            return failure_of_call(error, timeout=timeout)
+            return failure_of_append(error, timeout=timeout)
         except BaseException:
             connection.close()
             raise

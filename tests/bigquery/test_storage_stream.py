@@ -86,6 +86,38 @@ def test_a_gap_and_a_finalized_stream_take_no_rows(client: StreamClient) -> None
     assert isinstance(client.append(stream, 1, encoded(1), 10.0), Unusable)
 
 
+@pytest.mark.parametrize(
+    "storage_error", ["STREAM_ALREADY_COMMITTED", "INVALID_STREAM_TYPE", "INVALID_STREAM_STATE"]
+)
+def test_a_stream_in_another_state_takes_no_rows(
+    server: ScriptedStorage, client: StreamClient, storage_error: str
+) -> None:
+    stream = create(client)
+    server.script(InAnswer(StatusCode.INVALID_ARGUMENT, "The stream is garbaged", storage_error))
+    assert isinstance(client.append(stream, 0, encoded(0), 10.0), Unusable)
+
+
+def test_a_second_finalize_that_tells_no_count_is_not_asked_for_ever(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    server.counts_once = True
+    stream = create(client)
+    client.append(stream, 0, encoded(0), 10.0)
+    assert client.finalize(stream, 10.0) == 1
+    assert isinstance(client.finalize(stream, 10.0), Gone)
+
+
+def test_a_request_that_is_too_large_for_the_endpoint_is_to_be_divided(
+    server: ScriptedStorage, client: StreamClient
+) -> None:
+    stream = create(client)
+    words = "Received message larger than max (4700000 vs. 4194304)"
+    server.script(Cut(code=StatusCode.RESOURCE_EXHAUSTED, words=words))
+    result = client.append(stream, 0, encoded(0, 1), 10.0)
+    assert isinstance(result, Refusal)
+    assert result.is_about_size
+
+
 def test_a_stream_that_bigquery_does_not_know_is_gone(
     server: ScriptedStorage, client: StreamClient
 ) -> None:
@@ -114,7 +146,7 @@ def test_a_refusal_of_the_request_is_told_from_a_failure(
 ) -> None:
     stream = create(client)
     server.script(
-        InAnswer(StatusCode.INVALID_ARGUMENT, "schema", "SCHEMA_MISMATCH_EXTRA_FIELDS"),
+        InAnswer(StatusCode.INVALID_ARGUMENT, "The proto field mismatched with BigQuery field"),
         InAnswer(StatusCode.INTERNAL, "oops"),
         Cut(),
         Silence(),

@@ -146,6 +146,95 @@ def test_what_an_operator_must_mend_is_told_whole_and_with_what_to_do(
     assert not result.may_be_the_rows
 
 
+@pytest.mark.parametrize(
+    ("storage_error", "code", "words", "to_do"),
+    [
+        (
+            "SCHEMA_MISMATCH_EXTRA_FIELDS",
+            StatusCode.INVALID_ARGUMENT,
+            "Input schema has more fields than BigQuery schema, extra fields: 'subject_id'.",
+            "lacks a column",
+        ),
+        (
+            "TABLE_NOT_FOUND",
+            StatusCode.NOT_FOUND,
+            "Requested entity was not found.",
+            "create-table",
+        ),
+        ("KMS_SERVICE_ERROR", StatusCode.FAILED_PRECONDITION, "Error in Cloud KMS", "Cloud KMS"),
+        (
+            "KMS_PERMISSION_DENIED",
+            StatusCode.PERMISSION_DENIED,
+            "Cloud KMS permission denied",
+            "Cloud KMS",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_table_is_no_verdict_on_rows(
+    server: ScriptedStorage,
+    transport: StorageWriteTransport,
+    storage_error: str,
+    code: StatusCode,
+    words: str,
+    to_do: str,
+) -> None:
+    server.script(InAnswer(code, words, storage_error))
+    result = transport.send(make_rows(range(1)), timeout=10)
+    assert isinstance(result, Failure)
+    assert to_do in (result.what_to_do or "")
+    assert (result.may_be_the_rows, result.stored) == (False, "no")
+    assert transport.send(make_rows(range(1)), timeout=10) == Answer()
+
+
+def test_a_permission_that_is_missing_or_a_table_that_is_not_there_is_told_as_both(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    words = (
+        "Permission 'TABLES_UPDATE_DATA' denied on resource "
+        "'projects/p/datasets/d/tables/t' (or it may not exist)."
+    )
+    server.deny = (StatusCode.PERMISSION_DENIED, words)
+    result = transport.send(make_rows(range(1)), timeout=10)
+    assert isinstance(result, Failure)
+    assert "roles/bigquery.dataEditor" in (result.what_to_do or "")
+    assert "create-table" in (result.what_to_do or "")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        InAnswer(
+            StatusCode.INVALID_ARGUMENT, "AppendRows request too large: 19923131 limit 10485760"
+        ),
+        Cut(
+            code=StatusCode.INVALID_ARGUMENT,
+            words="AppendRows request too large: 19923131 limit 10485760",
+        ),
+        Cut(
+            code=StatusCode.RESOURCE_EXHAUSTED,
+            words="Received message larger than max (4700000 vs. 4194304)",
+        ),
+    ],
+)
+def test_a_request_that_is_too_large_is_to_be_divided(
+    server: ScriptedStorage, transport: StorageWriteTransport, step: Step
+) -> None:
+    server.script(step)
+    result = transport.send(make_rows(range(2)), timeout=10)
+    assert isinstance(result, Refusal)
+    assert result.is_about_size
+
+
+def test_words_that_may_quote_a_row_are_redacted_whatever_the_code(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    server.script(InAnswer(StatusCode.FAILED_PRECONDITION, "the value Kidney is not allowed"))
+    rows = make_rows(range(1), text="Kidney")
+    result = transport.send(rows, timeout=10)
+    assert isinstance(result, Failure)
+    assert result.reason.told(rows) == "FAILED_PRECONDITION: the value … is not allowed"
+
+
 def test_a_calls_own_invalid_argument_is_no_verdict_on_rows(
     server: ScriptedStorage, transport: StorageWriteTransport
 ) -> None:
@@ -159,7 +248,7 @@ def test_an_invalid_argument_in_an_answer_refuses_the_request(
     server: ScriptedStorage, transport: StorageWriteTransport
 ) -> None:
     words = "The proto field mismatched with BigQuery field at events.subject_id."
-    server.script(InAnswer(StatusCode.INVALID_ARGUMENT, words, "SCHEMA_MISMATCH_EXTRA_FIELDS"))
+    server.script(InAnswer(StatusCode.INVALID_ARGUMENT, words))
     result = transport.send(make_rows(range(3)), timeout=10)
     assert isinstance(result, Refusal)
     assert server.rows() == []

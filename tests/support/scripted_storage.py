@@ -111,6 +111,8 @@ class ScriptedStorage:
         self.calls: Counter[str] = Counter()
         self.deny: tuple[StatusCode, str] | None = None
         """Whether every call ends with this error."""
+        self.counts_once = False
+        """Whether only the first FinalizeWriteStream of a stream tells its count."""
         self._script: list[Step] = []
         self._discard = discard
         self._most_row_errors = most_row_errors
@@ -278,6 +280,9 @@ class _Handler(grpc.GenericRpcHandler):
         if self._server.deny is not None:
             context.abort(*self._server.deny)
         name = types.FinalizeWriteStreamRequest.deserialize(encoded).name
+        stream = self._server.streams.get(name)
+        if self._server.counts_once and stream is not None and stream.is_finalized:
+            context.abort(StatusCode.FAILED_PRECONDITION, f"Stream is already finalized: {name}")
         count = self._server.finalize(name)
         if count is None:
             context.abort(StatusCode.NOT_FOUND, f"Requested entity was not found. Entity: {name}")
