@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -41,8 +42,11 @@ def test_a_child_of_a_pool_or_server_that_ends_in_order_waits(
     assert fork_and_wait(lambda: not fork.may_end_at_once()) == 0
 
 
-def test_a_child_of_multiprocessing_delivers_at_its_end(scripted: ScriptedBigQuery) -> None:
-    run_program("fork_hooks.py", "logs in the child, registered after the import, multiprocessing")
+def test_a_child_of_multiprocessing_delivers_at_its_end(
+    scripted: ScriptedBigQuery, tmp_path: Path
+) -> None:
+    case = "logs in the child, after, in memory"
+    run_program("fork_hooks.py", "multiprocessing", tmp_path, case)
     requests = len(scripted.requests)
     assert numbers_in(scripted) == [*range(5), 50, *range(100, 105)]
     assert requests == 2  # one of each process
