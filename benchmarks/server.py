@@ -61,6 +61,13 @@ class Remote:
             time.sleep(0.01)
         return stats
 
+    def wait_for_events(self, events: int, timeout: float) -> int:
+        """Return how many events arrived once ``events`` did, or after ``timeout``."""
+        deadline = time.monotonic() + timeout
+        while (arrived := self.stats()["events"]) < events and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return arrived
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(  # noqa: S310  our own URL
             self.url + path, method=method, data=json.dumps(body or {}).encode()

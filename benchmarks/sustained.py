@@ -104,7 +104,7 @@ def run_null(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     durations = array("d", bytes(8 * round(rate * seconds)))
     lags = array("d", durations)
     arguments = arm.arguments(make_payload(0.2))
-    _log_steadily(arm, arguments, rate, durations, lags, time.perf_counter())
+    log_steadily(arm, arguments, rate, durations, lags, time.perf_counter())
     return {
         "rate": rate,
         "seconds": seconds,
@@ -126,7 +126,7 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     lags = array("d", durations)
     watch = _Watch(writer)
     started = time.perf_counter()
-    _log_steadily(arm, arguments, rate, durations, lags, started)
+    log_steadily(arm, arguments, rate, durations, lags, started)
     logging_took = time.perf_counter() - started
     settled = arm.settle()
     caught_up_after = time.perf_counter() - started - logging_took
@@ -155,7 +155,7 @@ def run(rate: int, seconds: float, server: Remote) -> dict[str, Any]:
     }
 
 
-def _log_steadily(
+def log_steadily(
     arm: arms.Arm,
     arguments: dict[str, Any],
     rate: int,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Transport
     from lorc_eventlog.events.envelope import Envelope
 
-CAPACITY = 20_000
+CAPACITY = 10_000
 """Events in memory: enough for eight requests on their way and as many behind them."""
 
 CAPACITY_BYTES = 64 * 2**20
