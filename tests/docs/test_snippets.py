@@ -21,6 +21,7 @@ import pytest
 import lorc_eventlog
 from clients import Query
 from doc_pages import BLOCKS, Block, blocks_of, pages_with
+from harness import LEAN
 
 pytestmark = pytest.mark.process
 
@@ -79,7 +80,7 @@ BEFORE = {
     "docs/start/test-fastapi.md": "docs/start/fastapi.md",
     "docs/start/test-django.md": "docs/start/django.md",
 }
-"""The page that the reader of a page has followed before."""
+"""The page that the reader of a page has followed before: its files are there."""
 
 NEEDS = {
     "docs/guides/celery.md": ["celery"],
@@ -131,21 +132,26 @@ class Reader:
             program = programs / name
             program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
             program.chmod(0o755)
-        (programs / "sitecustomize.py").write_text(CREDENTIALS)
         (folder / "app" / "events").mkdir(parents=True)
         options = "-p no:bqemulator -p no:cacheprovider"
         if "lorc_eventlog" not in [plugin.name for plugin in entry_points(group="pytest11")]:
             options += " -p lorc_eventlog.pytest_plugin"
         self.environment = os.environ | {
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": f"{programs}{os.pathsep}{PACKAGE.parent}",
+            "PYTHONPATH": f"{LEAN}{os.pathsep}{PACKAGE.parent}",
             "PYTEST_ADDOPTS": options,
         }
         self._alone: list[tuple[str, str, str]] = []
 
     def read(self, page: str) -> None:
-        if page in BEFORE:
-            self.read(BEFORE[page])
+        if page == "docs/reference/payload.md":
+            self.environment["IMPORT_EVERYTHING"] = "1"  # its pandas
+        for block in blocks_of(BEFORE.get(page, ""), "console", "python"):
+            if block.file is not None:
+                block.write(self.folder)
+            for command in commands(block):
+                if command.startswith("django-admin"):
+                    self._run(command)
         for block in blocks_of(page, "console", *IN_PROCESS):
             if block.language == "console":
                 self._run_what_stands_alone()
