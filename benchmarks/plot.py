@@ -41,7 +41,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     )
     figure, axes = plt.subplots(2, 1, figsize=(5.6, 5.8), layout="constrained")
     _bars(axes[0], "Time of one log call, in millionths of a second", call)
-    _bars(axes[1], "Processor time for one event, in millionths of a second", cpu)
+    _bars(axes[1], "CPU time for one event, in millionths of a second", cpu)
     figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
 

@@ -69,7 +69,7 @@ def stacked(table: re.Match[str]) -> str:
     html = table[0]
     if "text-align: right" in html:
         return html
-    labels = [re.sub(r"<.*?>", "", label).strip() for label in _HEAD.findall(html)]
+    labels = [re.sub(r"<.*?>|\?$", "", label).strip() for label in _HEAD.findall(html)]
     if len(labels) < 3:
         labels = []
 
