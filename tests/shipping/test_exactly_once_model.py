@@ -154,7 +154,7 @@ def test_any_order_of_calls_faults_kills_and_losses_of_power_stores_each_event_o
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(150 + 30 * SOAK),
+            max_examples=int(os.environ.get("LORC_EVENTLOG_EXAMPLES", "150")) + int(30 * SOAK),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,42 @@ def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
     record = ledger.write(stream=intent.stream, end=1, stored=[run] * MAX_RUNS, intent=intent)
     ledger.close()
     assert Ledger(directory, NAME).records == [record]
+
+
+def test_records_go_round_so_that_the_last_few_are_there_to_be_found(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    assert ledger.next_slot == 1
+    slots = []
+    for number in range(1, 2 * SLOTS):
+        slots.append(ledger.next_slot)
+        assert ledger.write(stream="s", end=0, stored=[], intent=None).number == number
+    assert slots == [number % SLOTS for number in range(1, 2 * SLOTS)]
+    ledger.close()
+
+
+def test_a_record_is_a_line_of_json_with_its_checksum_and_blanks_after_it(
+    directory: Directory,
+) -> None:
+    ledger = Ledger(directory, NAME)
+    ledger.write(stream="stream", end=7, stored=[RUN], intent=INTENT)
+    ledger.write(stream=None, end=0, stored=[], intent=None)
+    ledger.close()
+    content = (directory.path / NAME).read_bytes()
+    first, second = (content[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES] for slot in (1, 2))
+    assert [json.loads(slot[9:]) for slot in (first, second)] == [
+        {
+            "number": 1,
+            "stream": "stream",
+            "end": 7,
+            "stored": [["segment.ship", 10, 20]],
+            "intent": {
+                "stream": "stream",
+                "offset": 3,
+                "count": 1,
+                "runs": [["segment.ship", 10, 20]],
+                "checksum": "0f",
+            },
+        },
+        {"number": 2, "stream": None, "end": 0, "stored": [], "intent": None},
+    ]
+    assert first.rstrip(b" ").count(b"\n") == 1

@@ -53,14 +53,19 @@ class Clock:
     """A queue and the time, as the dispatcher would pass it."""
 
     def __init__(
-        self, *, batch_rows: int = 10, flush_interval: float = 1.0, capacity: int = 100_000
+        self,
+        *,
+        batch_rows: int = 10,
+        flush_interval: float = 1.0,
+        capacity: int = 100_000,
+        capacity_bytes: int = 2**26,
     ) -> None:
         self.now = 1000.0
         self.queue = DeliveryQueue(
             batch_rows=batch_rows,
             flush_interval=flush_interval,
             capacity=capacity,
-            capacity_bytes=2**26,
+            capacity_bytes=capacity_bytes,
             limits=LIMITS,
         )
 
