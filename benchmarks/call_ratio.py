@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from benchmarks.figures import ratio, spread
 from benchmarks.server import environment, running_server
 
 BURST = 300
+ON_DISK = "log, spooled"
 HERE = Path(__file__).parent.parent
 
 
@@ -41,6 +43,7 @@ def measure(against: Path, *, rounds: int) -> dict[str, dict[str, Any]]:
                     "submit_row",
                     "QueueHandler",
                     *(f"log {size} KB" for size in KILOBYTES),
+                    ON_DISK,
                 ):
                     order = (0, 1) if number % 2 else (1, 0)
                     took = {index: ask(children[index], name) for index in order}
@@ -87,6 +90,13 @@ def answer(url: str) -> None:
     for size in KILOBYTES:
         calls[f"log {size} KB"] = log_call(arm, make_payload(size))
     calls["submit_row"] = submit_call(arm)
+    with tempfile.TemporaryDirectory() as directory:
+        on_disk = arms.ours_on_disk(url, Path(directory), sync="normal")
+        calls[ON_DISK] = log_call(on_disk, make_payload(0.2))
+        _answer(calls, [arm, queue_arm, on_disk])
+
+
+def _answer(calls: dict[str, Callable[[], object]], opened: list[arms.Arm]) -> None:
     for line in sys.stdin:
         call = calls[line.strip()]
         gc.collect()
@@ -94,8 +104,8 @@ def answer(url: str) -> None:
         for _ in range(BURST):
             call()
         seconds = time.thread_time() - started
-        arm.settle()
-        queue_arm.settle()
+        for arm in opened:
+            arm.settle()
         print(seconds / BURST * 1e6, flush=True)
 
 
