@@ -18,6 +18,7 @@ from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.bigquery.transport import Answer, Failure
 from lorc_eventlog.cli.waiting import telling, who_answers
+from lorc_eventlog.delivery.batch import Bounds
 from lorc_eventlog.delivery.courier import Courier
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.report import Report
@@ -197,11 +198,7 @@ class _Delivery:
         """By event_id, why BigQuery will never take it."""
         self.transport = _Watched(InsertAllTransport(client, events_table()))
         self._queue = DeliveryQueue(
-            batch_rows=BATCH_ROWS,
-            flush_interval=0.0,
-            capacity=sys.maxsize,
-            capacity_bytes=sys.maxsize,
-            limits=self.transport.limits,
+            Bounds(BATCH_ROWS, 0.0, sys.maxsize, sys.maxsize, self.transport.limits)
         )
         self._report = Report(_Silent(), full="", spool_dir=None)
         lock = Lock()

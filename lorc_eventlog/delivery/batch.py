@@ -10,8 +10,23 @@ from typing import TYPE_CHECKING, NamedTuple
 from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
-    from lorc_eventlog.bigquery.transport import Reason
+    from lorc_eventlog.bigquery.transport import Limits, Reason
     from lorc_eventlog.events.row import Row
+
+
+class Bounds(NamedTuple):
+    """How much a queue holds, and how much of it goes into one request."""
+
+    batch_rows: int
+    """The most rows in one request."""
+    flush_interval: float
+    """Seconds after which rows are sent that are no full batch."""
+    capacity: int
+    """The most rows that are held."""
+    capacity_bytes: int
+    """The most bytes that they are together."""
+    limits: Limits
+    """What the transport takes in one request."""
 
 
 @dataclass(slots=True, eq=False)

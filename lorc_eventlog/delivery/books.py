@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.delivery.batch import Batch, DeadLetter, Doubt, oldest_rows
+from lorc_eventlog.delivery.batch import Batch, Bounds, DeadLetter, Doubt, oldest_rows
 from lorc_eventlog.delivery.fresh import FreshRows
 from lorc_eventlog.events.row import SMALL_ROW, row_bytes
 
 if TYPE_CHECKING:
-    from lorc_eventlog.bigquery.transport import Limits
     from lorc_eventlog.events.row import Row
 
 
@@ -24,24 +23,20 @@ class Books:
     handler that raises may interrupt is finished, or has not begun.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_rows: int,
-        flush_interval: float,
-        capacity: int,
-        capacity_bytes: int,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, bounds: Bounds) -> None:
         self.stored = 0
         """How many rows BigQuery stored."""
         self.dead = 0
         """How many rows became dead letters that are told."""
         self.dropped = 0
         """How many rows in doubt made room for others."""
-        self._capacity = capacity
-        self._capacity_bytes = capacity_bytes
-        self._fresh = FreshRows(batch_rows=batch_rows, flush_interval=flush_interval, limits=limits)
+        self._capacity = bounds.capacity
+        self._capacity_bytes = bounds.capacity_bytes
+        self._fresh = FreshRows(
+            batch_rows=bounds.batch_rows,
+            flush_interval=bounds.flush_interval,
+            limits=bounds.limits,
+        )
         self._in_flight: dict[Batch, None] = {}
         self._again: list[Batch] = []
         self._doubtful: list[Doubt] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.insert_all import LIMITS, InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.delivery.batch import Bounds
 from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.report import Report
@@ -128,17 +129,12 @@ class Dispatchers:
 def _make_queue(
     options: WriterOptions, table: str, notes: Notes, flush_interval: float
 ) -> tuple[DeliveryQueue, Report]:
-    bounds = f"capacity {options.capacity:,} events, capacity_bytes {options.capacity_bytes:,}"
-    arguments: dict[str, Any] = {
-        "batch_rows": options.batch_rows,
-        "flush_interval": flush_interval,
-        "capacity": options.capacity,
-        "capacity_bytes": options.capacity_bytes,
-        "limits": LIMITS,
-    }
+    capacity, capacity_bytes = options.capacity, options.capacity_bytes
+    bounds = Bounds(options.batch_rows, flush_interval, capacity, capacity_bytes, LIMITS)
+    said = f"capacity {capacity:,} events, capacity_bytes {capacity_bytes:,}"
     if options.spool_dir is None:
-        full = f"the buffer is full ({bounds}; set spool_dir to keep more)"
-        return DeliveryQueue(**arguments), Report(notes, full=full, spool_dir=None)
+        full = f"the buffer is full ({said}; set spool_dir to keep more)"
+        return DeliveryQueue(bounds), Report(notes, full=full, spool_dir=None)
     # Who has no spool_dir pays nothing for it with `import lorc_eventlog`.
     from pathlib import Path
 
@@ -146,7 +142,7 @@ def _make_queue(
     from lorc_eventlog.spool.spool import Spool
 
     directory = os.path.abspath(options.spool_dir)  # noqa: PTH100
-    full = f"the spool is full (spool_max_bytes {options.spool_max_bytes:,}; {bounds})"
+    full = f"the spool is full (spool_max_bytes {options.spool_max_bytes:,}; {said})"
     spool = Spool(
         Path(directory),
         table=table,
@@ -154,4 +150,4 @@ def _make_queue(
         durable=options.spool_sync == "full",
         notes=notes,
     )
-    return SpooledQueue(spool, **arguments), Report(notes, full=full, spool_dir=directory)
+    return SpooledQueue(spool, bounds), Report(notes, full=full, spool_dir=directory)

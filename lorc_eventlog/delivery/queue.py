@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.batch import (
     Batch,
+    Bounds,
     DeadLetter,
     Doubt,
     Record,
@@ -32,7 +33,7 @@ from lorc_eventlog.delivery.suspicion import (
 from lorc_eventlog.events.row import SMALL_ROW
 
 if TYPE_CHECKING:
-    from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
+    from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
     from lorc_eventlog.events.row import Row
 
 __all__ = ["SMALL_ROW", "Batch", "DeadLetter", "DeliveryQueue", "Take", "Trouble", "Verdict"]
@@ -45,29 +46,11 @@ class DeliveryQueue(Schedule):
     that is decided already changes nothing.
 
     Args:
-        batch_rows: The most rows in one request.
-        flush_interval: Seconds after which rows are sent that are no full batch.
-        capacity: The most rows that are held.
-        capacity_bytes: The most bytes that they are together.
-        limits: What the transport takes in one request.
+        bounds: How much it holds, and how much of it goes into one request.
     """
 
-    def __init__(
-        self,
-        *,
-        batch_rows: int,
-        flush_interval: float,
-        capacity: int,
-        capacity_bytes: int,
-        limits: Limits,
-    ) -> None:
-        super().__init__(
-            batch_rows=batch_rows,
-            flush_interval=flush_interval,
-            capacity=capacity,
-            capacity_bytes=capacity_bytes,
-            limits=limits,
-        )
+    def __init__(self, bounds: Bounds) -> None:
+        super().__init__(bounds)
         self._suspicion = Suspicion()
 
     def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:

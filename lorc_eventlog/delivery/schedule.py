@@ -7,14 +7,13 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.delivery.batch import Batch, Doubt, Take, Trouble
+from lorc_eventlog.delivery.batch import Batch, Bounds, Doubt, Take, Trouble
 from lorc_eventlog.delivery.books import Books
 from lorc_eventlog.delivery.doubt import PROBE_ROWS, REFUSALS_IN_TROUBLE, DoubtPolicy
 from lorc_eventlog.delivery.pace import Pace
 from lorc_eventlog.delivery.suspicion import suspicion
 
 if TYPE_CHECKING:
-    from lorc_eventlog.bigquery.transport import Limits
     from lorc_eventlog.events.row import Row
 
 HUNG_AFTER = 5.0
@@ -30,25 +29,11 @@ COURTESY = 1.0
 class Schedule(Books):
     """When which rows go: fresh ones, those whose request failed, and those in doubt."""
 
-    def __init__(
-        self,
-        *,
-        batch_rows: int,
-        flush_interval: float,
-        capacity: int,
-        capacity_bytes: int,
-        limits: Limits,
-    ) -> None:
-        super().__init__(
-            batch_rows=batch_rows,
-            flush_interval=flush_interval,
-            capacity=capacity,
-            capacity_bytes=capacity_bytes,
-            limits=limits,
-        )
-        self._batch_rows = batch_rows
+    def __init__(self, bounds: Bounds) -> None:
+        super().__init__(bounds)
+        self._batch_rows = bounds.batch_rows
         self._pace = Pace()
-        self._doubt = DoubtPolicy(batch_rows=batch_rows, limits=limits)
+        self._doubt = DoubtPolicy(batch_rows=bounds.batch_rows, limits=bounds.limits)
         self._refusals = 0
         """Requests that were refused since a row was stored..."""
         self._new_refusals = 0

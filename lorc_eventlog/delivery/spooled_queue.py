@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue, Take, Verdict
+from lorc_eventlog.delivery.batch import Batch, Bounds, DeadLetter, Take, Verdict
+from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.events.row import Row, finish
 from lorc_eventlog.spool.format import encode_line
 
@@ -30,29 +31,16 @@ class SpooledQueue(DeliveryQueue):
 
     Args:
         spool: Where the rows are on disk.
-        batch_rows: As for :class:`DeliveryQueue`, like the other arguments.
-        capacity: The most rows in memory.
-        capacity_bytes: The most bytes that they are together.
-        others: The other arguments.
+        bounds: As for :class:`DeliveryQueue`; its capacity is that of memory.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        *,
-        batch_rows: int,
-        capacity: int,
-        capacity_bytes: int,
-        **others: Any,
-    ) -> None:
-        super().__init__(
-            batch_rows=batch_rows, capacity=capacity, capacity_bytes=capacity_bytes, **others
-        )
+    def __init__(self, spool: Spool, bounds: Bounds) -> None:
+        super().__init__(bounds)
         self._spool = spool
         self._store = spool.store
-        self._load_rows = min(batch_rows, capacity)
-        self._memory_rows = capacity
-        self._memory_bytes = capacity_bytes
+        self._load_rows = min(bounds.batch_rows, bounds.capacity)
+        self._memory_rows = bounds.capacity
+        self._memory_bytes = bounds.capacity_bytes
         self._in_order_to = 0
         self._overtaken = 0
         self._had_chore = False

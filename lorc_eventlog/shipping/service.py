@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.insert_all import InsertAllTransport
+from lorc_eventlog.delivery.batch import Bounds
 from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.report import Report
 from lorc_eventlog.delivery.senders import MAX_SENDERS
@@ -104,14 +105,16 @@ class Shipper:
         transport, recorder = self._make_transport(client, lines, notes)
         self._queue = ShippingQueue(
             self._follower,
+            Bounds(
+                batch_rows=settings.batch_rows,
+                flush_interval=min(GATHER_SECONDS, settings.interval),
+                capacity=max(CAPACITY, 2 * settings.batch_rows),
+                capacity_bytes=CAPACITY_BYTES,
+                limits=transport.limits,
+            ),
             is_kept=self._dead_letters.take,
             interval=settings.interval,
             recorder=recorder,
-            batch_rows=settings.batch_rows,
-            flush_interval=min(GATHER_SECONDS, settings.interval),
-            capacity=max(CAPACITY, 2 * settings.batch_rows),
-            capacity_bytes=CAPACITY_BYTES,
-            limits=transport.limits,
         )
         spool_dir = str(settings.directory)
         self._dispatcher = Dispatcher(

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue, Take, Verdict
+from lorc_eventlog.delivery.batch import Batch, Bounds, DeadLetter, Take, Verdict
+from lorc_eventlog.delivery.queue import DeliveryQueue
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Answer
@@ -40,19 +41,19 @@ class ShippingQueue(DeliveryQueue):
             keeps stays in the spool.
         interval: Seconds between two looks at the directory.
         recorder: Erases stored rows instead, for exactly once; None if the queue does.
-        arguments: Those of :class:`~lorc_eventlog.delivery.queue.DeliveryQueue`.
+        bounds: As for :class:`~lorc_eventlog.delivery.queue.DeliveryQueue`.
     """
 
     def __init__(
         self,
         follower: Follower,
+        bounds: Bounds,
         *,
         is_kept: Callable[[Row], bool],
         interval: float,
         recorder: Recorder | None,
-        **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(bounds)
         self.is_reading = True
         """Whether events are read; a shipper that ends reads no more."""
         self.looks = 0

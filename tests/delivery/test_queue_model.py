@@ -31,7 +31,7 @@ from lorc_eventlog.bigquery.transport import (
     Refusal,
     RefusedRow,
 )
-from lorc_eventlog.delivery.batch import Batch, DeadLetter, Doubt, Verdict
+from lorc_eventlog.delivery.batch import Batch, Bounds, DeadLetter, Doubt, Verdict
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.delivery.schedule import HUNG_AFTER
 from lorc_eventlog.events.row import SMALL_ROW, Row, row_bytes
@@ -103,12 +103,9 @@ class World:
         self.batch_rows = batch_rows
         self.capacity = capacity
         self.capacity_bytes = 40_000
+        limits = Limits(rows=5, request_bytes=REQUEST_BYTES, wire_bytes=row_bytes)
         self.queue = DeliveryQueue(
-            batch_rows=batch_rows,
-            flush_interval=flush_interval,
-            capacity=capacity,
-            capacity_bytes=self.capacity_bytes,
-            limits=Limits(rows=5, request_bytes=REQUEST_BYTES, wire_bytes=row_bytes),
+            Bounds(batch_rows, flush_interval, capacity, self.capacity_bytes, limits)
         )
         self.known: dict[int, Known] = {}
         self.skipped = 0

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from harness import Records
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, RefusedRow
-from lorc_eventlog.delivery.queue import Batch
+from lorc_eventlog.delivery.batch import Batch, Bounds
 from lorc_eventlog.delivery.spooled_queue import SpooledQueue
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import Row
@@ -49,8 +49,7 @@ class Interruption(BaseException):
 
 def make_queue(directory: Path, *, max_bytes: int = 2**30, **options: Any) -> SpooledQueue:
     spool = Spool(directory, table=TABLE, max_bytes=max_bytes, durable=False, notes=Notes())
-    defaults = {"batch_rows": 4, "capacity": 8, "capacity_bytes": 2**20, "flush_interval": 0.0}
-    return SpooledQueue(spool, limits=LIMITS, **{**defaults, **options})
+    return SpooledQueue(spool, Bounds(4, 0.0, 8, 2**20, LIMITS)._replace(**options))
 
 
 def work(queue: SpooledQueue, now: float = 0.0) -> list[Row]:

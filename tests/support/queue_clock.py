@@ -9,7 +9,8 @@ import pytest
 
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
-from lorc_eventlog.delivery.queue import Batch, DeliveryQueue
+from lorc_eventlog.delivery.batch import Batch, Bounds
+from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.events.row import Row
 
 REFUSAL = Refusal(Reason("400 invalid"), is_about_size=False)
@@ -62,11 +63,7 @@ class Clock:
     ) -> None:
         self.now = 1000.0
         self.queue = DeliveryQueue(
-            batch_rows=batch_rows,
-            flush_interval=flush_interval,
-            capacity=capacity,
-            capacity_bytes=capacity_bytes,
-            limits=LIMITS,
+            Bounds(batch_rows, flush_interval, capacity, capacity_bytes, LIMITS)
         )
 
     def add(self, *rows: int, text: str = "") -> None:
