@@ -1,4 +1,4 @@
-"""Business events from Python logging into one BigQuery table, without losing one.
+"""Business events from Python logging into one BigQuery table.
 
 PYTEST_DONT_REWRITE: pytest, which finds our plugin, would warn where this is imported before.
 """
