@@ -86,7 +86,7 @@ def stacked(table: re.Match[str]) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show the roles of docstrings, such as :func:`emit`, as code; break names of tests at _."""
-    html = _TABLE.sub(stacked, html)
+    """Show what docstrings have of reStructuredText as HTML; break names of tests at _."""
+    html = _TABLE.sub(stacked, html).replace("::</p>", ":</p>")
     html = _ROLE.sub(lambda role: f"<code>{role[1].removeprefix('lorc_eventlog.')}</code>", html)
     return _TEST.sub(lambda name: name[0].replace("_", "_<wbr>"), html)

@@ -28,7 +28,7 @@ class Waits:
             timeout: Seconds to wait at most; None as for :meth:`flush`.
 
         Returns:
-            As for :meth:`flush`: whether all events are in BigQuery, or reported.
+            Whether all events are in BigQuery, or reported; as for :meth:`flush`.
 
         Example:
             In the lifespan of a FastAPI application::
