@@ -85,16 +85,12 @@ class SpoolOnly:
         self._drops = Throttle(DROP_INTERVAL)
         self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether gevent or eventlet came later."""
-        return self._lock.is_stale
-
     def submit(self, row: Row) -> None:
         """Append ``row``; what the disk refuses is dropped, or waited for."""
         line = encode_line(finish(row))
         while True:
-            error = self._lock.run(self._append, line)
+            now = time.monotonic()
+            error = self._lock.run(self._append, line, now)
             if error is None:
                 break
             if not (self._blocks and error.errno in _NO_ROOM):
@@ -102,13 +98,13 @@ class SpoolOnly:
                 break
             self._say()
             time.sleep(POLL_SECONDS)
-        if time.monotonic() >= self._look_for_shipper_at:
+        if now >= self._look_for_shipper_at:
             self._look_for_shipper()
         self._say()
 
-    def _append(self, line: bytes) -> OSError | None:
+    def _append(self, line: bytes, now: float) -> OSError | None:
         try:
-            self._appender.append(line, time.monotonic())
+            self._appender.append(line, now)
         except OSError as error:
             return error
         self._spooled += 1
@@ -224,14 +220,11 @@ class SpoolOnlyDelivery:
         return [] if self._table is None else [self.current]
 
     def ready(self) -> SpoolOnly:
-        """Return the one that takes new rows, whose lock works."""
-        current = self.current
-        return self._lock.run(self._replace, current) if current.is_stale else current
+        """Return the one that takes new rows.
 
-    def _replace(self, stale: SpoolOnly) -> SpoolOnly:
-        if self.current is stale:
-            self.current = self._make(self._table or "")
-            stale.close()
+        It may be older than gevent's patch: its lock is never held while greenlets switch, so that
+        the interpreter's own lock will do.
+        """
         return self.current
 
     def restart_in_child(self) -> None:
