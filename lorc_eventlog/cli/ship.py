@@ -98,6 +98,8 @@ def ship(ctx: click.Context, /, **options: Any) -> None:
         _metrics(shipping.progress, options),
     ):
         shipping.follow(signals, until_empty=options["until_empty"])
+        if signals.came:
+            logger.info("told to end")
         if signals.came and options["on_term"] == "drain":
             logger.info("shipping until the directory is empty and no process writes to it")
             signals.came = False  # a second signal ends it
@@ -132,6 +134,9 @@ class _Shipping:
             return None, str(error)
         except OSError as error:
             return None, f"{error.filename or self._settings.directory}: {error.strerror}"
+        settings = self._settings
+        how = settings.transport + (", exactly once" if settings.exactly_once else "")
+        logger.info("shipping from %s to %s (%s)", settings.directory, settings.table, how)
         shipper.start()
         return shipper, ""
 

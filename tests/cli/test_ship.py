@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ from lorc_eventlog import EventWriter
 from lorc_eventlog.cli import ship as ship_module
 from lorc_eventlog.shipping.metrics import text_of
 from lorc_eventlog.shipping.service import Progress
+from lorc_eventlog.spool.directory import Directory
 from scripted_bigquery import ScriptedBigQuery, status
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -275,6 +277,29 @@ def test_the_manifests_run_the_command_with_options_that_exist() -> None:
         assert (program, command, directory[0]) == ("lorc-eventlog", "ship", "/")
         assert {option.partition("=")[0] for option in options if option[0] == "-"} <= known
     assert sidecar["restartPolicy"] == "Always"
+
+
+def test_the_directories_that_the_manifests_make_are_those_that_are_shipped(tmp_path: Path) -> None:
+    pod = yaml.safe_load((EXAMPLES / "ship_kubernetes.yaml").read_text())
+    compose = yaml.safe_load((EXAMPLES / "ship_compose.yaml").read_text())
+    made, sidecar = pod["spec"]["initContainers"]
+    service = compose["services"]["make-spool-directory"]
+    user = f"{os.geteuid()}", f"{os.getegid()}"
+    for maker, ship in (
+        (made["command"], sidecar["command"]),
+        (service["command"], compose["services"]["ship"]["command"]),
+    ):
+        assert maker[-1] == ship[2]
+        directory = tmp_path / maker[0] / "events"
+        directory.parent.mkdir(mode=0o777)
+        owner = [
+            user[maker[i - 1] == "-g"] if word == "10001" else word for i, word in enumerate(maker)
+        ]
+        subprocess.run([*owner[:-1], directory], check=True)
+        Directory(directory, access=None, create=False).close()
+    for name in ("my-app", "ship"):
+        assert "make-spool-directory" in compose["services"][name]["depends_on"]
+        assert compose["services"][name]["user"] == "10001:10001"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:

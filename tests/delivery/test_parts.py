@@ -57,7 +57,8 @@ def test_when_locks_become_others_new_rows_go_to_another_dispatcher(
         submit_events(writer, range(8, 10))
         assert dispatcher_of(writer) is second
         # A second thread that found the first one stale takes what has replaced it.
-        assert writer._dispatchers._replace(first) is second  # type: ignore[arg-type]
+        assert isinstance(writer._dispatchers, Dispatchers)
+        assert writer._dispatchers._replace(first) is second
         assert writer.flush(20)
         stats = writer.stats()
         assert (stats.submitted, stats.delivered) == (10, 10)

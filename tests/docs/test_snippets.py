@@ -65,6 +65,7 @@ NOT_RUN = {
     "uvx tox": "runs these tests",
     "tox run -e bench": "takes a quarter of an hour, and a machine that does nothing else",
     "python -m benchmarks.faults": "takes minutes",
+    "python -m benchmarks.ship": "takes minutes",
     "python -m benchmarks.tricks": "is for an idle machine",
     "gunicorn": "does not end; test_frameworks.py runs it",
     "uvicorn": "does not end; test_frameworks.py runs it",
@@ -73,6 +74,8 @@ NOT_RUN = {
     "curl": "asks one of those",
     "lorc-eventlog emulator": "does not end; test_emulator.py runs it",
     "lorc-eventlog ship": "does not end; test_ship.py runs it",
+    "sudo": "changes the machine",
+    "journalctl": "needs systemd",
 }
 """How commands begin that are not run here, and why."""
 
