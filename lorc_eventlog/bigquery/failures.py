@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard
 from lorc_eventlog.bigquery.connections import RedirectedError
 from lorc_eventlog.bigquery.imports import ClientImportError
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
+from lorc_eventlog.bigquery.words import in_plain_words
 from lorc_eventlog.events.text import well_formed
 
 MAX_MESSAGE = 500
@@ -273,7 +274,7 @@ def reason_of(detail: object) -> str:
 def one_line(value: object) -> str:
     """Return what ``value`` says, in one line that is not too long."""
     text = " ".join(_text(value)[: 4 * MAX_MESSAGE].split())
-    return well_formed(_NOISE.sub("", text)[:MAX_MESSAGE])
+    return well_formed(in_plain_words(_NOISE.sub("", text))[:MAX_MESSAGE])
 
 
 def _text(value: object) -> str:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.bigquery.transport import Answer, Failure
+from lorc_eventlog.cli.output import Trouble
+from lorc_eventlog.cli.query import what_to_wait_for
 from lorc_eventlog.cli.waiting import telling, who_answers
 from lorc_eventlog.delivery.batch import Bounds
 from lorc_eventlog.delivery.courier import Courier
@@ -131,7 +133,7 @@ def deliver(client: Client, rows: dict[str, Row], complain: Complain) -> Iterato
         complain: Is told of each row that BigQuery will never take.
 
     Raises:
-        RuntimeError: Some are not in BigQuery, or perhaps not; the message names them.
+        Trouble: Some are not in BigQuery, or perhaps not; the message names them.
     """
     delivery = _Delivery(client, [*rows.values()])
     with telling(delivery.what_it_waits_for):
@@ -142,11 +144,11 @@ def deliver(client: Client, rows: dict[str, Row], complain: Complain) -> Iterato
         if event_id in delivery.transport.stored:
             yield event_id
         elif event_id in delivery.refused:
-            complain(where, delivery.refused[event_id])
+            complain(where, f"BigQuery refuses it: {delivery.refused[event_id]}")
         else:
             left = True
     if left:
-        raise RuntimeError(_what_is_left(rows, delivery))
+        raise Trouble(_what_is_left(rows, delivery), delivery.what_to_do)
 
 
 class _Silent(Notes):
@@ -164,8 +166,8 @@ class _Watched:
         self.stored: set[str] = set()
         """The event_ids of the rows that BigQuery has."""
         self.may_have_stored_others = False
-        self.is_hopeless = False
-        """Whether it failed for a reason that time does not mend."""
+        self.what_to_do: str | None = None
+        """What an operator has to do, because time does not mend why it failed."""
         self._transport = transport
         self.reconnect = transport.reconnect
         self.restart_in_child = transport.restart_in_child
@@ -183,7 +185,7 @@ class _Watched:
             )
         elif isinstance(outcome, Failure):
             self.may_have_stored_others |= outcome.stored == "unknown"
-            self.is_hopeless |= outcome.what_to_do is not None
+            self.what_to_do = self.what_to_do or outcome.what_to_do
         return outcome
 
 
@@ -210,7 +212,20 @@ class _Delivery:
     @property
     def failure(self) -> str:
         """Why the others are not settled."""
-        return str(self._report.last_error or "BigQuery puts them off")
+        why = str(self._report.last_error or "BigQuery puts them off")
+        return why.removesuffix(f": {self.transport.what_to_do}")
+
+    @property
+    def what_to_do(self) -> str:
+        """What to do about the others."""
+        if self.transport.what_to_do is not None:
+            return self.transport.what_to_do
+        if self.transport.may_have_stored_others:
+            return (
+                "look with `lorc-eventlog tail` before you send them again: what BigQuery has got "
+                "would be there twice"
+            )
+        return what_to_wait_for()
 
     def what_it_waits_for(self) -> str:
         """Tell a person why nothing happens, and how long that can go on."""
@@ -226,7 +241,7 @@ class _Delivery:
     def run(self) -> None:
         """Send until all is settled, or it is time to give up."""
         held, give_up_at = self._queue.held, time.monotonic() + PATIENCE
-        while self._queue.held and not self.transport.is_hopeless:
+        while self._queue.held and self.transport.what_to_do is None:
             now = time.monotonic()
             if self._queue.held < held:
                 held, give_up_at = self._queue.held, now + PATIENCE

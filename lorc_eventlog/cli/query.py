@@ -17,6 +17,7 @@ from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.bigquery.table import events_table, whole_table
 from lorc_eventlog.bigquery.transport import Failure, Refusal
 from lorc_eventlog.cli.output import Trouble
+from lorc_eventlog.cli.waiting import emulator_host
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 ONE_TRY: Any = None
 """``retry`` of a request whose failure is what we want to know (Google's types forbid None)."""
 
+_QUERY_PERMISSION = "bigquery.jobs.create"
+
 QUERY_PATIENCE = 10.0
 """Seconds to try again what fails for the moment."""
 
 QUERY_TIMEOUT = 120.0
 """Seconds to wait for the rows of a query."""
 
-WAIT = (
-    "try again: it is the network (or BIGQUERY_EMULATOR_HOST is wrong), or BigQuery is in trouble, "
-    "as https://status.cloud.google.com would tell"
+WAIT = "try again; check the network, and https://status.cloud.google.com for an outage"
+
+LOOK_AT_EMULATOR = (
+    "does an emulator run there? `lorc-eventlog emulator` starts one; correct "
+    "BIGQUERY_EMULATOR_HOST, or unset it to use BigQuery"
 )
+
+GRANT_QUERIES = "grant the account roles/bigquery.jobUser on the project"
 
 CLOCK_SKEW = timedelta(hours=1)
 """So far may the clock of the one who logs be ahead of BigQuery's, which chooses the partition."""
@@ -129,10 +136,17 @@ def what_failed(error: Exception) -> tuple[str, str | None]:
     failure = as_failure(error)
     told = failure.reason.told(())
     if isinstance(failure, Refusal):
-        return told, None
+        return told, "`lorc-eventlog check` tells whether the table is as it must be"
     if isinstance(error, NotFound):
         return told, "`lorc-eventlog check` tells what is missing"
-    return told, failure.what_to_do or WAIT
+    if _QUERY_PERMISSION in told:
+        return told, GRANT_QUERIES
+    return told, failure.what_to_do or what_to_wait_for()
+
+
+def what_to_wait_for() -> str:
+    """Say what to do about what time may mend."""
+    return LOOK_AT_EMULATOR if emulator_host() else WAIT
 
 
 def passes(error: Exception) -> bool:
@@ -144,8 +158,11 @@ def passes(error: Exception) -> bool:
 def not_understood(error: Exception) -> tuple[str, str]:
     """Say of what nobody expected only its type, because it may quote what is private."""
     return (
-        f"an answer that makes no sense, or a fault of ours ({type(error).__name__})",
-        "is it BigQuery that answers (BIGQUERY_EMULATOR_HOST)? If so, please report it",
+        f"the answer is not one of BigQuery's ({type(error).__name__})",
+        (
+            "check what answers in its place: a proxy, or BIGQUERY_EMULATOR_HOST; if it is "
+            "BigQuery, please report this as a bug of lorc_eventlog"
+        ),
     )
 
 

@@ -215,8 +215,9 @@ def test_a_server_that_is_down_is_named_with_its_port(
     failure = send(transport)
     told = failure.told([make_row(x=WORDS)])
     assert told.startswith("ConnectionError: ")
-    assert f"host='127.0.0.1', port={scripted.port}" in told
-    assert "[Errno 111] Connection refused" in told
+    assert (
+        told == f"ConnectionError: no connection to 127.0.0.1:{scripted.port}: Connection refused"
+    )
     assert "insertAll" not in told
     assert not failure.may_be_the_rows
     assert failure.stored == "no"

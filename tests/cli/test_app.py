@@ -97,7 +97,7 @@ def test_the_commands_run_without_a_real_standard_output(
 def test_a_command_says_in_a_line_that_an_answer_makes_no_sense(gate: Gate) -> None:
     gate.answers.append(("GET", 200, []))  # type: ignore[arg-type]
     result = run("tail")
-    assert result.stderr.startswith("✗ an answer that makes no sense, or a fault of ours (")
+    assert result.stderr.startswith("✗ the answer is not one of BigQuery's (")
     assert (result.stdout, result.exit_code) == ("", 1)
 
 

@@ -97,7 +97,9 @@ def test_create_table_does_not_wait_for_ever(
     monkeypatch.setattr("lorc_eventlog.bigquery.create.PATIENCE", 3.0)
     gate.refuse(f"(GET|POST) .*/{what}", 503, "backendError", "Error encountered")
     result = run("create-table")
-    assert result.stderr.startswith("✗ 503 backendError: Error encountered\n  → try again: ")
+    assert result.stderr.startswith(
+        "✗ 503 backendError: Error encountered\n  → does an emulator run"
+    )
     assert result.exit_code == 1
 
 

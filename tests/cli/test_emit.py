@@ -16,7 +16,7 @@ from click.testing import Result, _NamedTextIOWrapper
 from clients import Query
 from command_line import SECRET, SUBJECT, program, run
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
-from lorc_eventlog.cli import emit_lines, waiting
+from lorc_eventlog.cli import emit_lines, query, waiting
 from lorc_eventlog.delivery import pace, suspicion
 from lorc_eventlog.lifecycle import exit as process_exit
 from lorc_eventlog.lifecycle.signals import BackgroundThread
@@ -186,7 +186,7 @@ def test_emit_tells_what_bigquery_refuses_and_by_which_line(
 ) -> None:
     scripted.refuse_row(lambda row: f'"a":{bad}' in row["payload"], message=f"no {bad} {SECRET}")
     result = emit_lines_of(LINES.replace("}", f', "{SECRET}": 0}}'))
-    assert result.stderr == f"✗ line {bad}: invalid at payload: no … …\n"
+    assert result.stderr == f"✗ line {bad}: BigQuery refuses it: invalid at payload: no … …\n"
     assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
     assert len(scripted.rows) == 2
     assert result.exit_code == 1
@@ -206,7 +206,7 @@ def test_emit_finds_the_line_that_breaks_its_request(
     scripted.refuse_request(lambda row: '"a":2' in row["payload"], code)
     scripted.script(*script)
     result = emit_lines_of(LINES)
-    assert re.fullmatch(rf"✗ line 2: {code}[^\n]+\n", result.stderr)
+    assert re.fullmatch(rf"✗ line 2: BigQuery refuses it: {code}[^\n]+\n", result.stderr)
     stored = {json.loads(row["payload"])["a"]: row["event_id"] for row in scripted.rows}
     assert result.stdout.split() == [stored[1], stored[3]]
     assert result.exit_code == 1
@@ -236,7 +236,7 @@ def test_emit_gives_up_at_once_what_time_does_not_mend(
     scripted.always(status(code))
     result = emit_lines_of('{"a": 1}\n{"a": 2}\n\n{"a": 4}\n{"a": 5}\n{"a": 6}\n')
     said = f"✗ line 4 to 5 are not in BigQuery, no line after 5 is: {reason}"
-    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
+    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 2)
     assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
     assert (len(scripted.rows), len(scripted.requests), result.exit_code) == (2, 2, 1)
 
@@ -260,7 +260,7 @@ def test_emit_gives_up_after_a_while_and_sends_nothing_afterwards(
     result = emit_lines_of('{"a": 1}')
     assert time.monotonic() - started < REQUEST_TIMEOUT / 2
     said = f"✗ line 1 {what} in BigQuery, no line after 1 is: "
-    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 1)
+    assert (result.stderr[: len(said)], result.stderr.count("\n")) == (said, 2)
     assert (result.stdout, result.exit_code) == ("", 1)
     assert set(process_exit._participants) <= writers  # one would go on in the background
 
@@ -273,6 +273,7 @@ def test_emit_names_each_line_that_bigquery_puts_off(
     result = emit_lines_of(LINES)
     assert result.stderr == (
         "✗ line 1, line 3 are not in BigQuery, no line after 3 is: BigQuery puts them off\n"
+        f"  → {query.LOOK_AT_EMULATOR}\n"
     )
     assert result.stdout.split() == [row["event_id"] for row in scripted.rows]
 
