@@ -61,6 +61,16 @@ class Endpoint:
             msg = "Project was not passed and could not be determined from the environment."
             raise OSError(msg)
 
+    @property
+    def is_emulator(self) -> bool:
+        """Whether an emulator takes Google's place, without TLS and credentials."""
+        return bool(self._emulator)
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return self._emulator or HOST
+
     def open_channel(self) -> grpc.Channel:
         """Open a channel of its own: a TCP connection that is shared with no other channel."""
         options = [
@@ -90,6 +100,34 @@ class Endpoint:
                 google.auth.transport.requests.Request(), "POST", f"https://{HOST}", headers
             )
         return tuple((key.lower(), text) for key, text in headers.items())
+
+
+def call(
+    endpoint: Endpoint, method: str, request: Any, answer: Any, timeout: float, **parameters: str
+) -> Any:
+    """Call a method that takes one request and gives one answer, over a channel of its own.
+
+    Args:
+        endpoint: Where the API is.
+        method: Its name, such as ``CreateWriteStream``.
+        request: The message that is sent.
+        answer: The class of the message that comes.
+        timeout: Seconds.
+        parameters: What the routing header says.
+
+    Raises:
+        grpc.RpcError: The call failed.
+        google.auth.exceptions.GoogleAuthError: There is no token.
+    """
+    metadata = endpoint.metadata(**parameters)
+    channel = endpoint.open_channel()
+    try:
+        made: Any = channel.unary_unary(
+            f"{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
+        )
+        return made(request, timeout=timeout, metadata=metadata)
+    finally:
+        channel.close()
 
 
 class Connection:

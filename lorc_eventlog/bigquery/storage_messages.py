@@ -52,6 +52,7 @@ _MESSAGES = {
     ),
     "StorageError": "int32 code 1, string entity 2, string error_message 3",
     "WriteStream": "string name 1, int32 type 2",
+    "GetWriteStreamRequest": "string name 1",
     "CreateWriteStreamRequest": "string parent 1, WriteStream write_stream 2",
     "FinalizeWriteStreamRequest": "string name 1",
     "FinalizeWriteStreamResponse": "int64 row_count 1",
@@ -102,6 +103,7 @@ AppendRowsResponse: Any = _CLASSES["AppendRowsResponse"]
 Status: Any = _CLASSES["Status"]
 StorageError: Any = _CLASSES["StorageError"]
 WriteStream: Any = _CLASSES["WriteStream"]
+GetWriteStreamRequest: Any = _CLASSES["GetWriteStreamRequest"]
 CreateWriteStreamRequest: Any = _CLASSES["CreateWriteStreamRequest"]
 FinalizeWriteStreamRequest: Any = _CLASSES["FinalizeWriteStreamRequest"]
 FinalizeWriteStreamResponse: Any = _CLASSES["FinalizeWriteStreamResponse"]

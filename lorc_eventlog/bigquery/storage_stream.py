@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lorc_eventlog.bigquery.storage_connection import SERVICE, Connection, Endpoint
+from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint, call
 from lorc_eventlog.bigquery.storage_failures import (
     ENDED_STREAM,
     OFFSET_ALREADY_EXISTS,
@@ -101,7 +101,9 @@ class StreamClient:
             table = parent(endpoint.project)
             request = CreateWriteStreamRequest(parent=table)
             request.write_stream.type = COMMITTED
-            answer = self._call("CreateWriteStream", request, WriteStream, timeout, parent=table)
+            answer = call(
+                endpoint, "CreateWriteStream", request, WriteStream, timeout, parent=table
+            )
             return str(answer.name)
         except Exception as error:  # noqa: BLE001  one contract, whatever the libraries raise
             return failure_of_call(error, timeout=timeout)
@@ -111,8 +113,13 @@ class StreamClient:
         self.disconnect()
         try:
             request = FinalizeWriteStreamRequest(name=stream)
-            answer = self._call(
-                "FinalizeWriteStream", request, FinalizeWriteStreamResponse, timeout, name=stream
+            answer = call(
+                self.endpoint,
+                "FinalizeWriteStream",
+                request,
+                FinalizeWriteStreamResponse,
+                timeout,
+                name=stream,
             )
             return int(answer.row_count)
         except Exception as error:  # noqa: BLE001  as above
@@ -159,19 +166,6 @@ class StreamClient:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _call(
-        self, method: str, request: Any, answer: Any, timeout: float, **parameters: str
-    ) -> Any:
-        metadata = self.endpoint.metadata(**parameters)
-        channel = self.endpoint.open_channel()
-        try:
-            call: Any = channel.unary_unary(
-                f"{SERVICE}/{method}", type(request).SerializeToString, answer.FromString
-            )
-            return call(request, timeout=timeout, metadata=metadata)
-        finally:
-            channel.close()
 
 
 def _outcome_of_rows(row_errors: Any, count: int) -> Outcome:

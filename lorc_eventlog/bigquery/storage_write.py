@@ -7,6 +7,7 @@ lost, which an ``insertId`` would.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,6 +82,16 @@ class StorageWriteTransport:
         """Whether credentials and project are known."""
         return self._endpoint is not None
 
+    def connect(self) -> None:
+        """Find credentials and project. An error is left to :meth:`send`, which reports it."""
+        with contextlib.suppress(Exception):
+            self._open_endpoint()
+
+    def _open_endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            self._endpoint = Endpoint()
+        return self._endpoint
+
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Append ``rows``; rows that BigQuery names as bad are left out and the others stored."""
         deadline = time.monotonic() + timeout
@@ -130,9 +141,7 @@ class StorageWriteTransport:
         return refused
 
     def _connection(self) -> Connection:
-        endpoint = self._endpoint
-        if endpoint is None:
-            self._endpoint = endpoint = Endpoint()
+        endpoint = self._open_endpoint()
         while True:
             try:
                 connection = self._idle.pop()

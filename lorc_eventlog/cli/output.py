@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import IO, Any
 
 import click
@@ -69,6 +70,11 @@ def in_bytes(count: int) -> str:
 
     unit, suffix = pick_unit_and_suffix(count, ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"], 1024)
     return f"{count / unit:,.{0 if unit == 1 else 1}f} {suffix}".replace(".0 ", " ")
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC from reporting on standard error what it does: before it is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def examples(*lines: str) -> str:

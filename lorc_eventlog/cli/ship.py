@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.cli.output import Trouble, examples
+from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
 
@@ -90,8 +89,7 @@ def ship(ctx: click.Context, /, **options: Any) -> None:
         raise click.UsageError(msg)
     require_bigquery("ship")
     _log_to_stderr()
-    # gRPC reports what it does on standard error otherwise.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    quiet_grpc()
     with (
         _signals() as signals,
         contextlib.closing(_Shipping(_settings(options))) as shipping,
@@ -127,11 +125,14 @@ class _Shipping:
 
     def _open(self) -> tuple[Shipper | None, str]:
         from lorc_eventlog.shipping.lock import AnotherShipperError
+        from lorc_eventlog.shipping.requirements import UnfitError
 
         try:
             shipper = self._make(self._settings)
         except AnotherShipperError as error:
             return None, str(error)
+        except UnfitError as error:
+            return None, f"{error}: {error.to_do}"
         except OSError as error:
             return None, f"{error.filename or self._settings.directory}: {error.strerror}"
         settings = self._settings

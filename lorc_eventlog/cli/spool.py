@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from lorc_eventlog.cli.output import (
     examples,
     in_bytes,
     print_json,
+    quiet_grpc,
     say,
 )
 from lorc_eventlog.cli.query import connected
@@ -51,9 +53,29 @@ WIDEST_LINE = 200
     "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--drain", "is_drained", is_flag=True, help="Deliver what waits there.")
+@click.option(
+    "--transport",
+    type=click.Choice(["rest", "grpc"]),
+    default="rest",
+    show_default=True,
+    help="How --drain speaks to BigQuery: insertAll, or the Storage Write API.",
+)
+@click.option(
+    "--exactly-once",
+    is_flag=True,
+    help="Store nothing twice of what waits for a shipper; needs --transport grpc.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: bool) -> None:
+def spool(
+    ctx: click.Context,
+    *,
+    directory: Path,
+    is_drained: bool,
+    transport: str,
+    exactly_once: bool,
+    as_json: bool,
+) -> None:
     """Show the events that wait on disk in DIR, a spool_dir.
 
     With --drain, deliver them, but for those of living processes, which do it themselves, and of
@@ -63,6 +85,9 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
     The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
     rejected or is left.
     """
+    if exactly_once and transport != "grpc":
+        msg = "--exactly-once needs --transport grpc"
+        raise click.UsageError(msg)
     if is_drained:
         require_bigquery("--drain")
     reports = look_at_spool(directory)
@@ -75,7 +100,7 @@ def spool(ctx: click.Context, *, directory: Path, is_drained: bool, as_json: boo
             if report.table in ours
             and (state_of(report) == "orphaned" or (report.is_for_a_shipper and report.events))
         ]
-        shown = drain_spool(directory, waiting)
+        shown = drain_spool(directory, waiting, transport=transport, exactly_once=exactly_once)
         reports = look_at_spool(directory)
         # This process may still hold them. What living processes wrote meanwhile is not left.
         orphans = {report.path for report in waiting if state_of(report) == "orphaned"}
@@ -138,7 +163,9 @@ def trouble_of(report: SegmentReport) -> str | None:
     return None
 
 
-def drain_spool(directory: Path, waiting: list[SegmentReport]) -> dict[str, int]:
+def drain_spool(
+    directory: Path, waiting: list[SegmentReport], *, transport: str, exactly_once: bool
+) -> dict[str, int]:
     """Deliver the segments that are ``waiting``, and show how far it is."""
     from rich.progress import Progress
 
@@ -147,7 +174,10 @@ def drain_spool(directory: Path, waiting: list[SegmentReport]) -> dict[str, int]
     expected = sum(report.events for report in waiting)
     parts: list[Drained] = []
 
-    with connected() as client, Progress(console=console, transient=True) as progress:
+    connection: Any = connected() if transport == "rest" else contextlib.nullcontext()
+    if transport == "grpc":
+        quiet_grpc()
+    with connection as client, Progress(console=console, transient=True) as progress:
         task = progress.add_task("delivering", total=expected)
 
         def show(count: int) -> None:
@@ -157,7 +187,7 @@ def drain_spool(directory: Path, waiting: list[SegmentReport]) -> dict[str, int]
         if len(of_shippers) < len(waiting) or not of_shippers:
             parts.append(drain(client, directory, show))
         if of_shippers:
-            parts += ship_once(client, directory, show)
+            parts += ship_once(client, directory, show, exactly_once=exactly_once)
     for part in parts:
         if part.gave_up is not None:
             say(BAD, f"BigQuery takes no events: {part.gave_up}", console=console)
@@ -169,23 +199,28 @@ def drain_spool(directory: Path, waiting: list[SegmentReport]) -> dict[str, int]
     }
 
 
-def ship_once(client: Client, directory: Path, show: Callable[[int], object]) -> list[Drained]:
+def ship_once(
+    client: Client | None, directory: Path, show: Callable[[int], object], *, exactly_once: bool
+) -> list[Drained]:
     """Deliver what waits for a shipper, unless one is there or the directory needs another."""
     from lorc_eventlog.shipping.lock import AnotherShipperError
+    from lorc_eventlog.shipping.requirements import UnfitError
 
     table = events_table()
     console = Console(stderr=True)
-    if (directory / ledger_name(table)).exists():
-        # Over REST, a request whose answer is not known yet would be there twice.
+    if (directory / ledger_name(table)).exists() and not exactly_once:
+        # A request whose answer is not known yet would be there twice.
         say(
             UNKNOWN,
             f"{directory} is shipped exactly once",
-            f"`lorc-eventlog ship {directory} --until-empty --transport grpc --exactly-once`",
+            f"`lorc-eventlog spool {directory} --drain --transport grpc --exactly-once`",
             console=console,
         )
         return []
     try:
-        return [ship(client, directory.absolute(), table, show)]
+        return [ship(client, directory.absolute(), table, show, exactly_once=exactly_once)]
+    except UnfitError as error:
+        raise Trouble(str(error), error.to_do) from None
     except AnotherShipperError as error:
         say(UNKNOWN, str(error), "it delivers what is there", console=console)
         return []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from lorc_eventlog.bigquery.insert_all import LIMITS, InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
+from lorc_eventlog.bigquery.transport import Transport
 from lorc_eventlog.delivery.batch import Bounds
 from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.queue import DeliveryQueue
@@ -25,6 +27,16 @@ INTERVAL_OF_A_JOB = 0.05
 is not sent by then is lost."""
 
 
+class ConnectingTransport(Transport, Protocol):
+    """A transport that may connect before there is anything to send."""
+
+    def connect(self) -> None:
+        """Get ready to send; an error is left to :meth:`send`."""
+
+
+TransportMaker = Callable[["Client | None", str], ConnectingTransport]
+
+
 class Dispatchers:
     """Makes the dispatcher that takes new rows, and replaces it when its lock cannot be used.
 
@@ -35,16 +47,23 @@ class Dispatchers:
     Args:
         client: The BigQuery client; None makes one.
         options: What the dispatchers are told.
+        make_transport: Makes what sends rows to a table; the default is ``insertAll``.
     """
 
-    def __init__(self, client: Client | None, options: WriterOptions) -> None:
+    def __init__(
+        self,
+        client: Client | None,
+        options: WriterOptions,
+        make_transport: TransportMaker = InsertAllTransport,
+    ) -> None:
         self.current: Dispatcher
         """Takes new rows; there is none before :meth:`begin`."""
         self._client = client
         self._options = options
         self._lock = Lock()
         self._retired: tuple[Dispatcher, ...] = ()
-        self._transport: InsertAllTransport | None = None
+        self._make_transport = make_transport
+        self._transport: ConnectingTransport | None = None
         self._table = ""
         self._pid = os.getpid()
         fork.register(self)
@@ -89,7 +108,7 @@ class Dispatchers:
     def _begin(self) -> None:
         if self._transport is None:
             self._table = events_table()
-            transport = InsertAllTransport(self._client, self._table)
+            transport = self._make_transport(self._client, self._table)
             self.current = self._make(transport)
             self._transport = transport
             self._look_for_orphans()
@@ -106,7 +125,7 @@ class Dispatchers:
         if self._options.spool_dir is not None:
             self.current.notice()
 
-    def _make(self, transport: InsertAllTransport) -> Dispatcher:
+    def _make(self, transport: ConnectingTransport) -> Dispatcher:
         options = self._options
         flush_interval = options.flush_interval
         if fork.may_end_at_once():

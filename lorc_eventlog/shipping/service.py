@@ -19,6 +19,7 @@ from lorc_eventlog.shipping.dead_letters import FILE_NAME, DeadLetterFile
 from lorc_eventlog.shipping.follower import Follower
 from lorc_eventlog.shipping.lines import Lines
 from lorc_eventlog.shipping.lock import take_lock
+from lorc_eventlog.shipping.requirements import check_disk, check_table
 from lorc_eventlog.shipping.shipping_queue import Recorder, ShippingQueue
 from lorc_eventlog.spool.directory import Directory
 from lorc_eventlog.spool.shipped import ledger_name
@@ -86,12 +87,17 @@ class Shipper:
 
     Raises:
         AnotherShipperError: Another process ships from there.
+        UnfitError: Exactly once cannot be had there.
         OSError: The directory cannot be opened, or is not safe; the message says what to do.
     """
 
     def __init__(self, settings: Settings, client: Client | None = None) -> None:
         self._settings = settings
+        if settings.exactly_once:
+            check_table(settings.table)
         self._directory = Directory(settings.directory, access=None, create=True)
+        if settings.exactly_once:
+            check_disk(self._directory)
         self._lock_file = take_lock(self._directory, settings.table)
         self._dead_letters = DeadLetterFile(settings.dead_letters or settings.directory / FILE_NAME)
         self._is_ending = threading.Event()

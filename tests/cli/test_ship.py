@@ -158,6 +158,10 @@ def test_what_is_wrong_is_a_line_and_exit_code_one(
     with running(path, "--exactly-once") as process:
         code, said = finish(process)
     assert (code, "needs --transport grpc" in said) == (2, True)
+    monkeypatch.setenv("EVENTS_BQ_TABLE", "events$20261124")
+    with running(path, "--transport", "grpc", "--exactly-once") as process:
+        code, said = finish(process)
+    assert (code, "leave out --exactly-once" in said) == (1, True)
     monkeypatch.delenv("EVENTS_BQ_TABLE")
     with running(path) as process:
         code, said = finish(process)

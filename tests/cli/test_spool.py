@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clients import Query
-from command_line import SECRET, SUBJECT, run
+from command_line import SECRET, left_by_a_dead_process, run
 from harness import environment
 from lorc_eventlog.cli import drain
 from lorc_eventlog.spool.format import encode_header
@@ -23,21 +22,6 @@ from scripted_bigquery import (
     delay,
     status,
 )
-
-
-def left_by_a_dead_process(directory: Path, count: int) -> None:
-    """Events that a process, then killed, logged while BigQuery was down."""
-    code = f"""if True:
-        import os, signal
-        from lorc_eventlog import EventWriter
-        writer = EventWriter(spool_dir={str(directory)!r})
-        for number in range({count}):
-            writer.emit("a.b", {{"{SECRET}": number}}, source="s", subject_id="{SUBJECT}")
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    env = environment(BIGQUERY_EMULATOR_HOST="http://127.0.0.1:9")
-    killed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def test_drain_delivers_what_living_and_dead_processes_wrote(
 
 
 def test_drain_delivers_segments_of_both_kinds(scripted: ScriptedBigQuery, path: Path) -> None:
-    from test_spool import left_by_a_dead_process
+    from command_line import left_by_a_dead_process
 
     path.mkdir(mode=0o700)
     left_by_a_dead_process(path, 3)
@@ -172,7 +172,7 @@ def test_drain_does_not_ship_over_rest_what_is_shipped_exactly_once(path: Path) 
     (path / ledger_name(TABLE)).touch(mode=0o600)
     result = run("spool", str(path), "--drain")
     assert f"- {path} is shipped exactly once\n" in result.stderr
-    assert "--until-empty --transport grpc --exactly-once`" in result.stderr.replace("\n    ", " ")
+    assert "--drain --transport grpc --exactly-once`" in result.stderr.replace("\n    ", " ")
     assert result.stdout.endswith("✗ 0 events delivered, 0 rejected, 3 left\n")
 
 

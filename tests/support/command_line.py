@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -60,6 +62,22 @@ def steps(result: Result) -> dict[str, str]:
         else:
             found[step] += " " + line.strip()
     return found
+
+
+def left_by_a_dead_process(directory: Path, count: int, **payload: str) -> None:
+    """Events that a process, then killed, logged while BigQuery was down."""
+    code = f"""if True:
+        import os, signal
+        from lorc_eventlog import EventWriter
+        writer = EventWriter(spool_dir={str(directory)!r})
+        for number in range({count}):
+            payload = {{"{SECRET}": number, **{payload!r}}}
+            writer.emit("a.b", payload, source="s", subject_id="{SUBJECT}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    env = environment(BIGQUERY_EMULATOR_HOST="http://127.0.0.1:9")
+    killed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 def log_events(client: bigquery.Client) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from lorc_eventlog import EventWriter
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.queue import DeliveryQueue
@@ -78,5 +79,6 @@ def client_of(writer: EventWriter) -> Any:
     dispatchers = writer._dispatchers
     assert isinstance(dispatchers, Dispatchers)
     transport = dispatchers._transport
+    assert transport is None or isinstance(transport, InsertAllTransport)
     channel = transport and transport._channel
     return channel and channel.client

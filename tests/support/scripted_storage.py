@@ -261,6 +261,7 @@ class _Handler(grpc.GenericRpcHandler):
                 lambda requests, context: self._append_rows(requests, context, metadata)
             ),
             "CreateWriteStream": lambda: grpc.unary_unary_rpc_method_handler(self._create),
+            "GetWriteStream": lambda: grpc.unary_unary_rpc_method_handler(self._get),
             "FinalizeWriteStream": lambda: grpc.unary_unary_rpc_method_handler(self._finalize),
         }
         method = details.method.rpartition("/")[2]
@@ -275,6 +276,12 @@ class _Handler(grpc.GenericRpcHandler):
         name = self._server.create(request.parent)
         stream = types.WriteStream(name=name, type_=request.write_stream.type_)
         return bytes(types.WriteStream.serialize(stream))
+
+    def _get(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
+        if self._server.deny is not None:
+            context.abort(*self._server.deny)
+        name = types.GetWriteStreamRequest.deserialize(encoded).name
+        return bytes(types.WriteStream.serialize(types.WriteStream(name=name)))
 
     def _finalize(self, encoded: bytes, context: grpc.ServicerContext) -> bytes:
         if self._server.deny is not None:
