@@ -108,6 +108,10 @@ CreateWriteStreamRequest: Any = _CLASSES["CreateWriteStreamRequest"]
 FinalizeWriteStreamRequest: Any = _CLASSES["FinalizeWriteStreamRequest"]
 FinalizeWriteStreamResponse: Any = _CLASSES["FinalizeWriteStreamResponse"]
 
+ROWS_AT_ONCE = 200
+"""So many rows are encoded by one call, in memory that is at hand: for all rows of a request the
+system would have to give new memory each time, which takes as long again."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
@@ -119,4 +123,8 @@ class EncodedRows:
 
 def encode_rows(rows: Sequence[Row]) -> EncodedRows:
     """Encode rows; a field that is None is left out, which BigQuery takes for NULL."""
-    return EncodedRows(ProtoRows(serialized_rows=rows).SerializeToString(), len(rows))
+    parts = [
+        ProtoRows(serialized_rows=rows[start : start + ROWS_AT_ONCE]).SerializeToString()
+        for start in range(0, len(rows), ROWS_AT_ONCE)
+    ]
+    return EncodedRows(b"".join(parts), len(rows))

@@ -98,7 +98,8 @@ class StorageWriteTransport:
         left = list(range(len(rows)))
         refused: list[RefusedRow] = []
         while left:
-            result = self._append(encode_rows([rows[index] for index in left]), deadline, timeout)
+            some = rows if len(left) == len(rows) else [rows[index] for index in left]
+            result = self._append(encode_rows(some), deadline, timeout)
             if not isinstance(result, tuple):
                 return result  # bad rows that were found until now are found again
             if not result:

@@ -340,6 +340,19 @@ def test_a_server_that_cannot_be_reached_is_told_with_host_port_and_the_systems_
     assert "Connection refused" in told
 
 
+def test_connecting_finds_credentials_and_leaves_an_error_to_the_first_request(
+    transport: StorageWriteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.connect()
+    transport.connect()
+    assert transport.is_connected
+    monkeypatch.delenv("BIGQUERY_STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
+    other = StorageWriteTransport("dataset.events")
+    other.connect()
+    assert not other.is_connected
+
+
 def test_without_credentials_the_failure_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

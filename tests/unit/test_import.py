@@ -30,6 +30,36 @@ def test_the_import_loads_neither_googles_client_nor_structlog() -> None:
     assert "structlog" not in loaded
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import lorc_eventlog",
+        "import lorc_eventlog; lorc_eventlog.EventWriter(client)",
+        "import lorc_eventlog.cli.app, lorc_eventlog.shipping.service",
+    ],
+    ids=["the package", "a writer over REST", "the command line and the shipper"],
+)
+def test_grpc_and_the_storage_write_api_are_loaded_by_nobody_who_does_not_use_them(
+    use: str,
+) -> None:
+    """Google's client imports grpc itself; the package's modules for it are what counts there."""
+    program = f"""
+import os, sys
+os.environ.update(EVENTS_BQ_DATASET="dataset", EVENTS_BQ_TABLE="events")
+if "client" in {use!r}:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import bigquery
+    client = bigquery.Client(project="p", credentials=AnonymousCredentials())
+before = set(sys.modules)
+{use}
+print(*set(sys.modules) - before)
+"""
+    loaded = run(program).split()
+    assert "lorc_eventlog" in loaded
+    assert [name for name in loaded if ".storage_" in name and "cli" not in name] == []
+    assert [name for name in loaded if name.startswith(("grpc", "google.protobuf"))] == []
+
+
 def test_without_a_spool_dir_nothing_of_the_spool_is_imported() -> None:
     program = """
 import os, sys
