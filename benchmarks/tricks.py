@@ -39,7 +39,9 @@ def main() -> None:
     request = {"rows": [{"json": row, "insertId": row["event_id"]} for row in rows]}
     drafted = microseconds(draft)
     finished = microseconds(lambda: event_row.finish(draft()))
+    together = microseconds(lambda: event_row.finish_all([draft() for _ in range(ROWS)])) / ROWS
     pairs = {
+        "finish a row with others ÷ alone": (together - drafted, finished - drafted),
         "finish a row, in the sender ÷ draft it, in the call": (finished - drafted, drafted),
         "text of the time ÷ by datetime": (
             microseconds(lambda: event_row.text_of(now)),

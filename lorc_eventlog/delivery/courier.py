@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.schedule import HUNG_AFTER
-from lorc_eventlog.events.row import finish
+from lorc_eventlog.events.row import finish_all
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Transport
@@ -120,8 +120,7 @@ class Courier:
 
     def _send(self, batch: Batch, timeout: float) -> None:
         started = time.monotonic()
-        for row in batch.rows:
-            finish(row)
+        finish_all(batch.rows)
         outcome = self._transport.send(batch.rows, timeout=timeout)
         self._settlement.apply(batch, outcome, started)
 

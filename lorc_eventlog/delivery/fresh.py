@@ -78,19 +78,21 @@ class FreshRows:
     def absorb(self, inbox: deque[Row], since: float) -> None:
         """Move all rows of ``inbox`` in; they came at ``since`` or later."""
         portions = self._portions
+        portion = portions[-1] if portions else None
+        if portion is not None and portion.position + len(portion.rows) < self.position:
+            portion = None  # some were skipped
         while inbox:
             row = inbox[0]
             size = row_bytes(row)
-            portion = portions[-1] if portions else None
             if (
                 portion is None
                 or len(portion.rows) >= self._batch_rows
                 or portion.size + size > self._limits.request_bytes
-                or portion.position + len(portion.rows) < self.position  # some were skipped
             ):
                 portion = _Portion(self.position, since)
                 portions.append(portion)
-            portion.rows += (row,)
+            rows = portion.rows
+            rows += (row,)
             portion.size += size
             self.added_bytes += size
             self.position += 1

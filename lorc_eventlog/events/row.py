@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from os import urandom
 from typing import TYPE_CHECKING, TypedDict
@@ -95,12 +96,30 @@ def draft_at(
 def finish(row: Row) -> Row:
     """Give ``row`` its id and the text of its time, unless it has them; return it."""
     if not row["event_id"]:
-        try:
-            row["created_at"] = text_of(row["created_at"])  # type: ignore[arg-type]
-        except Exception:  # noqa: BLE001  whatever a filter made of the time of a record
-            row["created_at"] = text_of(time.time())
-        row["event_id"] = new_id()
+        _complete(row, new_id())
     return row
+
+
+def finish_all(rows: Iterable[Row]) -> None:
+    """Finish each of ``rows``: in 0.6 of the time, because the kernel is asked only once.
+
+    (``python -m benchmarks.tricks`` shows it.)
+
+    Fork safety: the random bytes are for these rows, and are not kept. Whoever copies them by a
+    fork copies the rows, too: the same events, which must have the same ids.
+    """
+    drafts = [row for row in rows if not row["event_id"]]
+    digits = urandom(16 * len(drafts)).hex()
+    for start, row in zip(range(0, len(digits), 32), drafts, strict=True):
+        _complete(row, _as_uuid(digits[start : start + 32]))
+
+
+def _complete(row: Row, event_id: str) -> None:
+    try:
+        row["created_at"] = text_of(row["created_at"])  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001  whatever a filter made of the time of a record
+        row["created_at"] = text_of(time.time())
+    row["event_id"] = event_id
 
 
 def new_id() -> str:
@@ -111,7 +130,10 @@ def new_id() -> str:
     text is made by hand in half of the time that ``uuid.uuid4`` takes
     (``python -m benchmarks.tricks``).
     """
-    digits = urandom(16).hex()
+    return _as_uuid(urandom(16).hex())
+
+
+def _as_uuid(digits: str) -> str:
     return (
         f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}"
         f"-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"

@@ -21,7 +21,7 @@ import lorc_eventlog.bigquery.insert_all
 from clients import Query
 from lorc_eventlog import Envelope, build_envelope, emit
 from lorc_eventlog.events.envelope import to_envelope, to_row
-from lorc_eventlog.events.row import draft_at, finish, row_at
+from lorc_eventlog.events.row import draft_at, finish, finish_all, row_at
 from scripted_bigquery import ScriptedBigQuery, status
 
 KEYS = [
@@ -422,6 +422,19 @@ def test_a_record_whose_time_is_none_happened_when_it_is_sent(created: Any) -> N
     before = datetime.now(UTC)
     row = finish(draft_at(created, "a.b", {}, "s", None, None, None))
     assert before <= datetime.fromisoformat(row["created_at"]) <= datetime.now(UTC)
+
+
+def test_rows_finished_together_have_ids_of_their_own_and_keep_those_that_they_have() -> None:
+    rows = [draft_at(number, "a.b", {}, "s", None, None, None) for number in range(300)]
+    first = finish(rows[0])["event_id"]
+    finish_all(rows)
+    ids = [uuid.UUID(row["event_id"]) for row in rows]
+    assert rows[0]["event_id"] == first
+    assert len(set(ids)) == 300
+    assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
+    assert rows[299]["created_at"] == "1970-01-01T00:04:59.000000+00:00"
+    finish_all(rows)
+    assert [uuid.UUID(row["event_id"]) for row in rows] == ids
 
 
 def test_an_envelope_without_a_key_is_none() -> None:
