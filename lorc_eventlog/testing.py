@@ -22,12 +22,6 @@ __all__ = ["capture_events"]
 def capture_events() -> Iterator[list[Envelope]]:
     """Collect the envelopes that would have been sent; send none.
 
-    ::
-
-        with capture_events() as events:
-            receive_email(subject="My results")
-        assert [event["event_type"] for event in events] == ["email.received"]
-
     Captured is what handlers, processors, ``EventWriter`` and ``emit`` are given during the block
     in any thread of this process, whenever they were made. What is no event, or a bad one, is
     treated as ever: passed by, reported, or raised. The payload is as BigQuery would hold it: a
@@ -48,6 +42,13 @@ def capture_events() -> Iterator[list[Envelope]]:
     Yields:
         The list that grows with each event, in the order of the calls. It stays as it is after
         the block.
+
+    Example:
+        In a test:
+
+            with capture_events() as events:
+                receive_email(subject="My results")
+            assert [event["event_type"] for event in events] == ["email.received"]
     """
     events: list[Envelope] = []
 

@@ -52,6 +52,13 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
         ValueError: An option has an invalid value.
         TypeError: There is no such option.
+
+    Example:
+        For all loggers of a program:
+
+            logging.basicConfig(level=logging.INFO)
+            logging.getLogger().addHandler(BigQueryEventHandler(source="gmail_ingester"))
+            logging.info("received", extra={"event_type": "email.received", "payload": {"size": 3}})
     """
 
     own_options = (*Adapter.own_options, "level", "payload_from_extra")

@@ -40,6 +40,18 @@ class BigQueryEventProcessor(Adapter):
         writer_options: Options of :class:`~lorc_eventlog.EventWriter`.
 
     Attributes, Raises: as for :class:`~lorc_eventlog.BigQueryEventHandler`.
+
+    Example:
+        Before the renderer:
+
+            structlog.configure(
+                processors=[
+                    structlog.contextvars.merge_contextvars,
+                    BigQueryEventProcessor(source="questionnaires", redact_line=True),
+                    structlog.processors.JSONRenderer(),
+                ]
+            )
+            structlog.get_logger().info("answered", event_type="questionnaire.answered", score=7)
     """
 
     own_options = (*Adapter.own_options, "redact_line")

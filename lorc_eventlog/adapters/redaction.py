@@ -21,9 +21,7 @@ HIDDEN = "_lorc_eventlog_hidden"
 class RedactionFilter(logging.Filter):
     """Hides ``payload`` and ``subject_id`` of every record from the handler that it is added to.
 
-    For handlers that print a record's extras, such as one with a JSON formatter::
-
-        console.addFilter(RedactionFilter())
+    For handlers that print a record's extras, such as one with a JSON formatter.
 
     The record loses both attributes. :class:`~lorc_eventlog.BigQueryEventHandler` still sees them,
     wherever it stands. Other handlers do, too, unless they come after this one on Python 3.11,
@@ -31,6 +29,12 @@ class RedactionFilter(logging.Filter):
 
     Args:
         payload_from_extra: As for the handler: True hides all other extras of an event as well.
+
+    Example:
+        On the handler that prints:
+
+            console = logging.StreamHandler()
+            console.addFilter(RedactionFilter())
     """
 
     _replaces = sys.version_info >= (3, 12)

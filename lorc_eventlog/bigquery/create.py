@@ -81,6 +81,11 @@ def create_events_table(
         RuntimeError: An environment variable is not set, or there is a table where the view is to
             be.
         google.api_core.exceptions.GoogleAPICallError: BigQuery refused, as it says.
+
+    Example:
+        Once, in the set-up of a deployment:
+
+            create_events_table(bigquery.Client(), location="EU")
     """
     from google.api_core.exceptions import NotFound
     from google.cloud import bigquery
@@ -132,6 +137,11 @@ def check_events_table(client: Client) -> None:
         RuntimeError: Lists everything that is wrong, each with what to do; or an environment
             variable is not set.
         google.api_core.exceptions.GoogleAPICallError: BigQuery did not let us look.
+
+    Example:
+        At the start of a program that must not run without its table:
+
+            check_events_table(bigquery.Client())
     """
     from google.api_core.exceptions import NotFound
 

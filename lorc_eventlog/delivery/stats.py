@@ -10,6 +10,12 @@ class WriterStats:
     """What became of the events: ``submitted`` is all of them, and the sum of the five ends.
 
     Each process counts its own events; after a fork the child starts at zero.
+
+    Example:
+        For a health check:
+
+            stats = handler.writer.stats()
+            healthy = stats.dropped == 0 and stats.buffered < 10_000
     """
 
     submitted: int

@@ -53,6 +53,11 @@ def emit(
         ValueError: The event is invalid; see :func:`build_envelope`.
         RuntimeError: An environment variable is not set (the message names it), or BigQuery
             refused the event or was not reached (the message says why).
+
+    Example:
+        In a script, with ``client = bigquery.Client()``:
+
+            emit("report.sent", {"pages": 3}, source="reports", bq_client=client)
     """
     row = row_at(time.time(), event_type, payload, source, schema_ref, correlation_id, subject_id)
     if capture.in_use and capture.take(row):
@@ -80,6 +85,13 @@ class ForegroundWriter(Waits):
     Raises:
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set.
         ValueError: ``bq_client`` is no client.
+
+    Example:
+        ``handler.writer`` is one if the handler has ``background=False``; two may share one:
+
+            writer = ForegroundWriter()
+            handler = BigQueryEventHandler(source="job", writer=writer)
+            processor = BigQueryEventProcessor(source="job", writer=writer)
     """
 
     close_timeout = 0.0

@@ -31,7 +31,7 @@ class Waits:
             Whether all events are in BigQuery, or reported; as for :meth:`flush`.
 
         Example:
-            In the lifespan of a FastAPI application::
+            In the lifespan of a FastAPI application:
 
                 yield
                 await handler.aflush(timeout=5)

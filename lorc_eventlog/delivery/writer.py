@@ -60,6 +60,12 @@ class EventWriter(Waits):
         RuntimeError: ``EVENTS_BQ_DATASET`` or ``EVENTS_BQ_TABLE`` is not set, or
             ``EVENTS_BQ_SINK`` names no sink.
         ValueError: An option has an invalid value.
+
+    Example:
+        Without logging:
+
+            with EventWriter(close_timeout=5) as writer:
+                writer.emit("report.sent", {"pages": 3}, source="reports")
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class EventWriter(Waits):
             spool_mode=spool_mode,
             deliver_on_sigterm=deliver_on_sigterm,
         )
+        self.close_timeout = close_timeout
         _import_now_what_is_needed_later()
         self._dispatchers = _make_delivery(bq_client, self._options)
         self._sink: Sink | None = None
@@ -115,11 +122,6 @@ class EventWriter(Waits):
             self._sink = sink
             capture.watch()
         self._is_begun = True
-
-    @property
-    def close_timeout(self) -> float:
-        """Seconds that :meth:`close` waits for delivery."""
-        return self._options.close_timeout
 
     # In the call
 

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 
 class Envelope(TypedDict):
-    """One event, as everyone sees it: exactly these keys, in this order."""
+    """One event, as everyone sees it: exactly these keys, in this order.
+
+    Example:
+        What a callback for dead letters gets:
+
+            def keep(envelope: Envelope, reason: str) -> None:
+                print(envelope["event_id"], envelope["payload"], reason)
+    """
 
     event_id: str
     event_type: str
@@ -64,6 +71,13 @@ def build_envelope(
         ValueError: ``event_type`` or ``source`` is no non-empty string, or the payload is
             neither a mapping nor an object with fields, or it cannot be JSON
             (:func:`~lorc_eventlog.events.payload.encode_payload`).
+
+    Example:
+        The payload may be any mapping:
+
+            envelope = build_envelope(
+                event_type="email.received", payload={"size": 3}, source="gmail_ingester"
+            )
     """
     fields = as_dict(payload)
     row = row_at(time.time(), event_type, fields, source, schema_ref, correlation_id, subject_id)
