@@ -29,14 +29,16 @@ def take_lock(directory: Directory, table: str) -> File:
         OSError: The lock cannot be made, or the file system knows no locks.
     """
     file = directory.open_file(lock_name(table), os.O_RDWR | os.O_CREAT)
-    for _ in range(TRIES):
-        if file.try_lock():
-            # A full disk has no room for the number. Shipping, which would make room, matters more.
-            with contextlib.suppress(OSError):
-                file.write(f"{os.getpid()}".ljust(20).encode() + b"\n", 0)
-            return file
-        time.sleep(PAUSE)
-    file.close()
+    with contextlib.ExitStack() as undo:
+        undo.callback(file.close)
+        for _ in range(TRIES):
+            if file.try_lock():
+                undo.pop_all()
+                # A full disk has no room for the number. Shipping, which makes room, matters more.
+                with contextlib.suppress(OSError):
+                    file.write(f"{os.getpid()}".ljust(20).encode() + b"\n", 0)
+                return file
+            time.sleep(PAUSE)
     who = shipper_of(directory, table) or "another process"
     msg = f"{who} ships from {directory.path} into {table} already"
     raise AnotherShipperError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -95,11 +96,21 @@ class Shipper:
         self._settings = settings
         if settings.exactly_once:
             check_table(settings.table)
-        self._directory = Directory(settings.directory, access=None, create=True)
-        if settings.exactly_once:
-            check_disk(self._directory)
-        self._lock_file = take_lock(self._directory, settings.table)
-        self._dead_letters = DeadLetterFile(settings.dead_letters or settings.directory / FILE_NAME)
+        with contextlib.ExitStack() as undo:
+            self._directory = Directory(settings.directory, access=None, create=True)
+            undo.callback(self._directory.close)
+            if settings.exactly_once:
+                check_disk(self._directory)
+            self._lock_file = take_lock(self._directory, settings.table)
+            undo.callback(self._lock_file.close)
+            letters = settings.dead_letters or settings.directory / FILE_NAME
+            self._dead_letters = DeadLetterFile(letters)
+            undo.callback(self._dead_letters.close)
+            self._build(client)
+            undo.pop_all()
+
+    def _build(self, client: Client | None) -> None:
+        settings = self._settings
         self._is_ending = threading.Event()
         self._is_closed = False
         self._troubles = Throttle(60.0)

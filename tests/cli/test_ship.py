@@ -25,7 +25,7 @@ from harness import environment, eventually, make_event
 from lorc_eventlog import EventWriter
 from lorc_eventlog.cli import ship as ship_module
 from lorc_eventlog.shipping.metrics import text_of
-from lorc_eventlog.shipping.service import Progress
+from lorc_eventlog.shipping.service import Progress, Settings
 from lorc_eventlog.spool.directory import Directory
 from scripted_bigquery import ScriptedBigQuery, status
 
@@ -227,6 +227,45 @@ def test_a_directory_that_is_replaced_is_left_for_the_one_that_is_there_now(
         process.terminate()
         assert finish(process)[0] == 0
     before.close()
+
+
+def test_a_directory_that_cannot_be_shipped_yet_is_reported_once_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ship_module, "TICK", 0.0)
+    far = Progress(1, 0, 0, 4, 5, None, None, None, is_settled=False, is_empty=False)
+
+    class Shipper:
+        is_lost = True
+        steps = [far, *[replace(far, is_settled=True)] * 4]  # noqa: RUF012
+
+        def progress(self) -> Progress:
+            return self.steps.pop(0)
+
+        def stop_reading(self) -> None: ...
+        def close(self) -> None: ...
+        def start(self) -> None: ...
+
+    tries: list[Settings] = []
+
+    def make(settings: Settings) -> Any:
+        tries.append(settings)
+        if len(tries) < 4:
+            raise OSError(5, "Input/output error")
+        made = Shipper()
+        made.is_lost = False
+        return made
+
+    shipping = ship_module._Shipping.__new__(ship_module._Shipping)
+    shipping._settings = Settings(directory=tmp_path, table="dataset.events")
+    shipping._make = make
+    shipping._shipper = cast("Any", Shipper())
+    with caplog.at_level("INFO", "lorc_eventlog"):
+        shipping._replace(ship_module._Signals())
+    assert len(tries) == 4
+    assert not shipping._shipper.is_lost
+    assert caplog.text.count("cannot be shipped yet, which is tried again") == 1
+    assert f"shipping from {tmp_path} to dataset.events (rest)" in caplog.text
 
 
 def test_a_signal_ends_it_while_it_waits_for_a_directory(

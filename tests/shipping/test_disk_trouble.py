@@ -19,6 +19,7 @@ from harness import Records, eventually, numbers_in, threads
 from lorc_eventlog import EventWriter
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
+from lorc_eventlog.shipping.dead_letters import DeadLetterFile
 from lorc_eventlog.shipping.follower import Follower
 from lorc_eventlog.shipping.lines import Lines
 from lorc_eventlog.shipping.service import Progress, Settings, Shipper
@@ -290,8 +291,10 @@ def test_a_file_system_without_locks_takes_no_events_and_no_shipper(
         writer.emit("test.happened", {}, source="tests")
     assert writer.stats().dropped == 1
     assert "does not take them: No locks available" in records.texts(30)[0]
+    before = open_files()
     with pytest.raises(OSError, match="No locks available"):
         Shipper(Settings(directory=path, table=TABLE))
+    assert open_files() == before
 
 
 def test_a_disk_that_is_full_from_the_start_is_shipped(
@@ -322,6 +325,21 @@ def test_a_disk_that_is_full_from_the_start_is_shipped(
     shipper.close()
     assert numbers_in(scripted) == [0, 2]
     assert '"number":1' in (path / "dead-letters.jsonl").read_text()
+
+
+def test_a_file_of_dead_letters_that_cannot_be_opened_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        DeadLetterFile(path / "letters")
+    path.mkdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", refuse)
+        DeadLetterFile(path / "letters").close()  # it was not opened yet
 
 
 def test_a_shipper_sees_that_its_directory_was_replaced(
