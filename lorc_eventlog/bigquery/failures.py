@@ -66,27 +66,27 @@ WHAT_TO_DO = {
 }
 _BILLING = "set up billing for the project: BigQuery's free tier has no streaming"
 _WHAT_TO_DO_BY_WORDS = {
-    "quotaExceeded": "have the quota raised, or wait until it is there again",
+    "quotaExceeded": "ask for a higher quota, or wait until there is some again",
     "rateLimitExceeded": None,
     "accessNotConfigured": (
         "enable the project's BigQuery API: `gcloud services enable bigquery.googleapis.com`"
     ),
     "billingNotEnabled": _BILLING,
     "free tier": _BILLING,
-    "VPC Service Controls": "have the account let into the perimeter of VPC Service Controls",
+    "VPC Service Controls": "add the account to the perimeter of VPC Service Controls",
 }
 """What a 403 means besides a permission that is missing, by its reasons and words."""
 
 _PROXY = (
-    "something in between answers for BigQuery: check the proxy (HTTPS_PROXY) and "
+    "something else answers in BigQuery's place: check the proxy (HTTPS_PROXY) and "
     "BIGQUERY_EMULATOR_HOST"
 )
 _CERTIFICATE = (
-    "have the certificate trusted (REQUESTS_CA_BUNDLE names a file of authorities), or set the "
+    "trust the certificate (REQUESTS_CA_BUNDLE names a file of authorities), or set the "
     "machine's clock"
 )
 _NO_PROJECT = "set GOOGLE_CLOUD_PROJECT, or EVENTS_BQ_DATASET to project.dataset"
-_NO_LIBRARY = "install google-cloud-bigquery anew"
+_NO_LIBRARY = "reinstall google-cloud-bigquery"
 
 _NOT_REACHED = {
     "ConnectTimeout",

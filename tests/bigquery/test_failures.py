@@ -113,7 +113,14 @@ def test_a_request_that_bigquery_does_not_take_is_refused(
     ("code", "reason", "expected", "what_to_do", "may_be_the_rows", "stored"),
     [
         (403, "", "403 accessDenied: Access Denied: Table", "dataEditor", False, "no"),
-        (403, "quotaExceeded", "403 quotaExceeded: Quota ex", "have the quota", False, "no"),
+        (
+            403,
+            "quotaExceeded",
+            "403 quotaExceeded: Quota ex",
+            "ask for a higher quota",
+            False,
+            "no",
+        ),
         (403, "rateLimitExceeded", "403 rateLimitExceeded: Exceeded", None, False, "no"),
         (403, "accessNotConfigured", "403 accessNotConfigured: ", "services enable", False, "no"),
         (403, "billingNotEnabled", "403 billingNotEnabled: ", "set up billing", False, "no"),

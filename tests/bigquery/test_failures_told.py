@@ -116,7 +116,7 @@ def test_a_request_is_refused_for_its_size_or_for_what_is_in_it(
     ("reason", "said", "to_do"),
     [
         ("accessDenied", "no permission", GRANT),
-        ("quotaExceeded", "", "have the quota raised"),
+        ("quotaExceeded", "", "ask for a higher quota"),
         ("rateLimitExceeded", "", None),
         ("accessNotConfigured", "", "gcloud services enable"),
         ("billingNotEnabled", "", "set up billing"),
@@ -152,7 +152,7 @@ def test_so_many_reasons_are_read_and_no_more() -> None:
 def test_a_redirect_says_to_check_the_proxy() -> None:
     assert failure_of(RedirectedError("302: a redirect")) == failure(
         "302: a redirect",
-        what_to_do="something in between answers for BigQuery: check the proxy (HTTPS_PROXY) and "
+        what_to_do="something else answers in BigQuery's place: check the proxy (HTTPS_PROXY) and "
         "BIGQUERY_EMULATOR_HOST",
     )
 
@@ -189,7 +189,7 @@ def test_no_connection_stored_nothing_and_is_told_whole() -> None:
     untrusted = ssl.SSLCertVerificationError(1, "self-signed certificate")
     found = failure_of(untrusted)
     assert found.stored == "no"
-    assert (found.what_to_do or "").startswith("have the certificate trusted (REQUESTS_CA_BUNDLE")
+    assert (found.what_to_do or "").startswith("trust the certificate (REQUESTS_CA_BUNDLE")
     assert found.reason.quoted == ""
 
 
