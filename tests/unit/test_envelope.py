@@ -432,6 +432,10 @@ def test_rows_finished_together_have_ids_of_their_own_and_keep_those_that_they_h
     assert rows[0]["event_id"] == first
     assert len(set(ids)) == 300
     assert {(each.version, each.variant) for each in ids} == {(4, uuid.RFC_4122)}
+    assert [str(each) for each in ids] == [row["event_id"] for row in rows]
+    assert all(
+        len({str(each)[place] for each in ids}) > 3 for place in {*range(36)} - {8, 13, 14, 18, 23}
+    )
     assert rows[299]["created_at"] == "1970-01-01T00:04:59.000000+00:00"
     finish_all(rows)
     assert [uuid.UUID(row["event_id"]) for row in rows] == ids
