@@ -10,6 +10,7 @@ import pytest
 import requests
 from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
 
+from lorc_eventlog.bigquery.answers import read_answer
 from lorc_eventlog.bigquery.connections import RedirectedError
 from lorc_eventlog.bigquery.failures import (
     CREDENTIALS,
@@ -17,6 +18,7 @@ from lorc_eventlog.bigquery.failures import (
     MAX_DETAILS,
     MAX_MESSAGE,
     WHAT_TO_DO,
+    NotAcknowledgedError,
     as_failure,
     meaning_of_code,
     one_line,
@@ -263,3 +265,62 @@ def test_a_client_that_cannot_be_made_stored_nothing() -> None:
 )
 def test_a_message_is_one_line_without_noise(value: object, line: str) -> None:
     assert one_line(value) == line
+
+
+class NotAString(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class SilentError(Exception):
+    """Raises whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise LookupError(name)
+
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+def test_what_cannot_be_said_is_left_out() -> None:
+    assert one_line(NotAString("x")) == "x"
+    assert one_line(SilentError()) == ""
+    assert failure_of(SilentError()) == failure("SilentError", may_be_the_rows=True)
+
+
+def test_an_answer_that_acknowledges_nothing_is_told_like_any_error() -> None:
+    known = failure("no acknowledgement", may_be_the_rows=True)
+    error = NotAcknowledgedError(known)
+    assert str(error) == "no acknowledgement"
+    assert as_failure(error) is known
+    assert read_answer([], 1) == failure(
+        "no acknowledgement: the answer is a list, not an object", may_be_the_rows=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "may_be_the_rows"), [(400, True), (413, True), (500, True), (503, False), (404, False)]
+)
+def test_an_error_within_an_answer_leaves_open_what_is_stored(
+    code: int, may_be_the_rows: bool
+) -> None:
+    found = read_answer({"error": {"code": code, "message": "said"}}, 1)
+    assert isinstance(found, Failure)
+    assert (found.may_be_the_rows, found.stored) == (may_be_the_rows, "unknown")
+
+
+class WrapperError(Exception):
+    """Holds another exception, as those of urllib3 do."""
+
+
+def test_only_the_first_two_arguments_of_an_error_are_looked_at() -> None:
+    inner = socket.gaierror(-2, "unknown")
+    assert failure_of(WrapperError("text", inner)).stored == "no"
+    assert failure_of(WrapperError("text", "text", inner)).stored == "unknown"
+
+
+def test_a_long_answer_of_a_credentials_endpoint_is_not_read_to_its_end() -> None:
+    assert failure_of(RefreshError("x" * 4092 + " 503")).what_to_do is None
+    assert failure_of(RefreshError("x" * 4093 + " 503")).what_to_do == CREDENTIALS

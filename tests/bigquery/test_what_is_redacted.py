@@ -99,3 +99,23 @@ def test_what_to_do_is_told_with_the_reason() -> None:
     failure = Failure(Reason("503", "Ada"), None, may_be_the_rows=False, stored="unknown")
     assert failure.told([make_row(x="Ada")]) == "503: …"
     assert Refusal(Reason("400", "Ada"), is_about_size=False).told([make_row("Ada")]) == "400: …"
+
+
+def test_a_word_of_three_letters_is_blanked_within_others_too() -> None:
+    row = make_row(x="ladders")
+    assert redact("add adder ad", [row]) == "… … ad"
+
+
+def test_a_word_that_no_row_holds_is_shown() -> None:
+    assert redact("XXXX xx", [make_row(x="a")]) == "XXXX xx"
+
+
+def test_the_rows_of_a_request_are_told_apart() -> None:
+    assert redact("AB", [make_row(x="a"), make_row("AB", x="b")]) == "…"
+
+
+def test_subject_ids_count_among_what_a_message_is_compared_with() -> None:
+    row = {**make_row(), "payload": "", "subject_id": "s" * MOST_COMPARED}
+    assert redact("zebra", [row]) == "zebra"  # type: ignore[list-item]  # it was compared
+    row["payload"] = "p"
+    assert redact("zebra", [row]) == "…"  # type: ignore[list-item]  # it would take too long

@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 
 from lorc_eventlog.delivery import pace
-from lorc_eventlog.delivery.batch import Batch
+from lorc_eventlog.delivery.batch import Batch, DeadLetter, Record
 from lorc_eventlog.delivery.pace import FIRST_PAUSE, MAX_PAUSE
 from lorc_eventlog.delivery.suspicion import (
     FAILURES_IN_SILENCE,
     PATIENCE_IN_SILENCE,
     PATIENCE_WITH_A_ROW,
+    PROOFS_AGAINST_A_ROW,
     TRIES_BEFORE_CANARY,
+    TRIES_OF_A_CANARY,
+    Suspicion,
+    is_canary,
+    is_proved,
+    suspicion,
 )
-from queue_clock import Clock, draw_longest_pauses, numbers
+from queue_clock import Clock, draw_longest_pauses, failure, make_row, numbers
 
 
 @pytest.fixture(autouse=True)
@@ -350,3 +356,113 @@ def test_a_poisonous_row_in_each_batch_does_not_look_like_an_outage(one_in: int)
 
 def test_the_longest_pause_is_what_the_documentation_says() -> None:
     assert pace.MAX_PAUSE == 60.0
+
+
+# The evidence, failure by failure
+
+
+def note(kept: Suspicion, record: Record, *, stored: int = 0, is_evidence: bool = True) -> int:
+    """A failure that may be the rows' fault."""
+    return kept.note(record, may_be_the_rows=True, is_evidence=is_evidence, stored=stored, now=5.0)
+
+
+def test_a_batch_that_fails_while_nothing_passes_waits_longer_each_time() -> None:
+    kept, record = Suspicion(), Record()
+    assert [note(kept, record) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert (record.since, record.isolations, record.proofs) == (5.0, 0, 0)
+    assert (record.tries, record.is_suspect) == (6, True)
+
+
+def test_a_batch_that_fails_while_others_pass_is_tried_again_soon() -> None:
+    kept, record = Suspicion(), Record()
+    assert [note(kept, record, stored=stored) for stored in range(6)] == [1, 2, 2, 2, 2, 2]
+    assert (record.isolations, record.proofs) == (5, 5)
+
+
+def test_an_exception_of_ours_is_no_proof_though_others_pass() -> None:
+    kept, record = Suspicion(), Record()
+    for stored in range(4):
+        note(kept, record, stored=stored, is_evidence=False)
+    assert (record.isolations, record.proofs) == (3, 0)
+
+
+def test_after_a_proof_the_pauses_in_silence_stay_short() -> None:
+    kept, record = Suspicion(), Record()
+    note(kept, record)
+    note(kept, record, stored=1)
+    assert [note(kept, record, stored=1) for _ in range(4)] == [3, 4, 4, 4]
+    assert record.failures_in_silence == 5
+    note(kept, Record(), stored=1)
+    assert note(kept, record, stored=1) == 7
+    assert record.failures_in_silence == 0
+
+
+def test_it_counts_batches_that_began_to_fail_and_failures() -> None:
+    kept, records = Suspicion(), [Record(), Record(), Record()]
+    for record in (*records, *records):
+        note(kept, record)
+    assert kept.began == 3
+    assert [record.failures for record in records] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("proofs", "in_silence", "seconds", "is_given_up"),
+    [
+        (PROOFS_AGAINST_A_ROW, 0, PATIENCE_WITH_A_ROW, True),
+        (PROOFS_AGAINST_A_ROW - 1, 0, PATIENCE_WITH_A_ROW, False),
+        (PROOFS_AGAINST_A_ROW, 0, PATIENCE_WITH_A_ROW - 0.1, False),
+        (1, FAILURES_IN_SILENCE, PATIENCE_IN_SILENCE, True),
+        (1, FAILURES_IN_SILENCE - 1, PATIENCE_IN_SILENCE, False),
+        (1, FAILURES_IN_SILENCE, PATIENCE_IN_SILENCE - 0.1, False),
+    ],
+)
+def test_a_row_is_given_up_by_proofs_and_by_patience(
+    proofs: int, in_silence: int, seconds: float, is_given_up: bool
+) -> None:
+    record = Record(since=100.0, proofs=proofs, failures_in_silence=in_silence)
+    assert is_proved(record, 100.0 + seconds) == is_given_up
+
+
+def test_what_is_suspected_least_and_then_what_is_oldest_goes_first() -> None:
+    def batch(position: int, tries: int, *, is_suspect: bool) -> Batch:
+        return Batch([], [position], record=Record(tries=tries, is_suspect=is_suspect))
+
+    innocent, old = batch(9, 7, is_suspect=False), batch(1, 1, is_suspect=True)
+    new, worst = batch(5, 1, is_suspect=True), batch(0, 2, is_suspect=True)
+    assert sorted([worst, new, old, innocent], key=suspicion) == [innocent, old, new, worst]
+    assert suspicion(innocent) == (0, 9)
+
+
+def test_a_canary_is_a_single_row_that_failed_less_than_three_times() -> None:
+    row = make_row(0)
+    assert is_canary(Batch([row], [0], record=Record(tries=TRIES_OF_A_CANARY - 1)))
+    assert not is_canary(Batch([row], [0], record=Record(tries=TRIES_OF_A_CANARY)))
+    assert not is_canary(Batch([row, row], [0, 1], record=Record()))
+
+
+def test_the_parts_of_a_suspected_batch_begin_anew_but_what_was_proved_stays(
+    clock: Clock,
+) -> None:
+    clock.add(*range(20))
+    first, second = clock.take(), clock.take()
+    clock.fail(first)
+    clock.pass_(second)
+    clock.fail(clock.take_next())
+    records = [batch.record for batch in clock.queue._again]
+    assert [len(batch.rows) for batch in clock.queue._again] == [5, 5]
+    for record in records:
+        assert record.is_suspect is False
+        assert (record.tries, record.failures, record.failures_in_silence) == (0, 0, 0)
+        assert (record.isolations, record.proofs) == (1, 1)
+
+
+def test_a_row_that_is_given_up_has_the_reason_of_its_last_failure(clock: Clock) -> None:
+    suspect = lone_suspect(clock)
+    dead: list[DeadLetter] = []
+    while not dead:
+        batch, clock.now = take_again(clock, suspect), clock.now + 0.1
+        failed = failure(may_be_the_rows=True)
+        dead = clock.queue.failed(batch, failed, started=clock.now, now=clock.now).dead
+        if not dead:
+            pass_another(clock)
+    assert [letter.reason for letter in dead] == [failed.reason]

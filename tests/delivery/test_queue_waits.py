@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.bigquery.transport import Answer, Reason, RefusedRow
-from lorc_eventlog.delivery.batch import Batch, DeadLetter
-from lorc_eventlog.delivery.doubt import AFTER_THE_FIRST, PATIENCE_IN_DOUBT, TRIES_OF_A_GROUP
+from lorc_eventlog.delivery.batch import Batch, DeadLetter, Doubt
+from lorc_eventlog.delivery.doubt import (
+    AFTER_THE_FIRST,
+    PATIENCE_IN_DOUBT,
+    PROBE_ROWS,
+    REFUSALS_IN_TROUBLE,
+    TRIES_OF_A_GROUP,
+    DoubtPolicy,
+)
+from lorc_eventlog.delivery.fresh import FreshRows
 from lorc_eventlog.delivery.pace import FIRST_PAUSE
 from lorc_eventlog.events.row import row_bytes
 from queue_clock import REFUSAL, TOO_LARGE, Clock, draw_longest_pauses, make_row, numbers
@@ -216,11 +229,347 @@ def test_rows_that_are_refused_for_several_reasons_are_sent_apart_only_if_they_b
     assert [numbers(clock.take_next())] == [[1, 3]]
 
 
-def test_of_rows_that_break_their_request_again_and_again_one_is_sent_alone(clock: Clock) -> None:
-    clock.refuse(take_new(clock, 1, 2))
-    for _ in range(2 * TRIES_OF_A_GROUP + 2):
-        batch = clock.take_next()
-        if len(batch.rows) == 1:
-            break
+def group_in_doubt(clock: Clock) -> None:
+    """A request with the rows 1 and 2 was refused as a whole, after another one."""
+    group, other = take_new(clock, 1, 2), take_new(clock, 9)
+    refuse(clock, other)
+    clock.refuse(group)
+
+
+def test_of_rows_that_break_their_request_three_times_one_is_sent_alone(clock: Clock) -> None:
+    group_in_doubt(clock)
+    sent = []
+    while (batch := clock.take_next()).doubts[0].tries < TRIES_OF_A_GROUP or 9 in numbers(batch):
+        sent.append(numbers(batch))
         clock.refuse(batch)
-    assert len(batch.rows) == 1
+
+    assert all(rows != [1] for rows in sent)
+    assert numbers(batch) == [1]
+
+
+def test_a_failure_of_the_connection_lets_another_row_probe_next(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1, 2, 3)
+    assert clock.queue.trouble is not None
+    first = clock.take_next()
+    clock.fail(first, may_be_the_rows=False)
+
+    assert numbers(clock.take_next()) != numbers(first)
+
+
+def test_halves_of_what_was_refused_wait_until_another_row_is_stored(clock: Clock) -> None:
+    refuse(clock, take_new(clock, *range(4)))
+    store_another(clock)
+    clock.now += 1
+    clock.refuse(clock.take())
+    half = clock.take()
+    assert numbers(half) == [0, 1]
+
+    clock.refuse(half)
+    assert numbers(clock.take()) == [2, 3]
+    assert [len(doubt.rows) for doubt in clock.queue._doubtful] == [2]
+    assert clock.queue._doubtful[0].reason is REFUSAL.reason
+
+
+def test_the_halves_begin_with_short_pauses(clock: Clock) -> None:
+    refuse(clock, take_new(clock, *range(4)))
+    for _ in range(6):
+        clock.refuse(clock.take_next())
+    store_another(clock)
+    batch = clock.take_next()
+    while len(batch.rows) != 4:
+        clock.fail(batch, may_be_the_rows=False)
+        batch = clock.take_next()
+    clock.queue.refused(batch, TOO_LARGE, clock.now)
+    assert [(doubt.tries, doubt.due) for doubt in clock.queue._doubtful] == [(0, clock.now)] * 2
+
+
+def test_a_row_is_given_up_by_its_third_refusal_when_the_minute_is_over(clock: Clock) -> None:
+    refuse(clock, take_new(clock, 1), kind="a")
+    for seconds, kind in ((PATIENCE_IN_DOUBT / 2, "b"), (PATIENCE_IN_DOUBT / 2, "c")):
+        store_another(clock)
+        clock.now += seconds
+        batch = clock.take()
+        assert numbers(batch) == [1]
+        answer = Answer((RefusedRow(0, Reason(kind), kind, is_about_payload=False),))
+        verdict = clock.queue.succeeded(batch, answer, clock.now)
+    assert told(verdict.dead) == [("1", "c", 0)]
+
+
+def test_the_reason_of_a_row_is_that_of_its_last_refusal_or_failure(clock: Clock) -> None:
+    refuse(clock, take_new(clock, 1), kind="a")
+    reasons = []
+    for result in ("refusal", "failure", "answer"):
+        store_another(clock)
+        batch = clock.take_next()
+        if result == "refusal":
+            clock.refuse(batch)
+        elif result == "failure":
+            clock.fail(batch)
+        else:
+            refuse(clock, batch, kind="b")
+        assert clock.queue.in_doubt is not None
+        reasons.append(clock.queue.in_doubt.reason.text)
+
+    assert reasons == ["400 invalid", "500 backendError", "b"]
+
+
+def test_a_dead_letter_has_the_reason_for_which_the_row_was_refused(clock: Clock) -> None:
+    batch = take_new(clock, 1, 2)
+    answer = Answer((RefusedRow(1, Reason("bad"), "bad", is_about_payload=False),))
+    assert told(clock.queue.succeeded(batch, answer, clock.now).dead) == [("2", "bad", 1)]
+    large = take_new(clock, 3)
+    assert told(clock.queue.refused(large, TOO_LARGE, clock.now).dead) == [("3", "413", 2)]
+
+
+def test_all_rows_that_are_given_up_together_are_told(clock: Clock) -> None:
+    clock.add(1, 2, 3)
+    clock.flush()
+    batch, dead = clock.take(), list[DeadLetter]()
+    for kinds in ("aba", "aba", "abp"):
+        answer = Answer(
+            tuple(
+                RefusedRow(i, Reason(kind), kind, is_about_payload=kind == "p")
+                for i, kind in enumerate(kinds)
+            )
+        )
+        dead = clock.queue.succeeded(batch, answer, clock.now).dead
+        if dead:
+            break
+        store_another(clock)
+        clock.now += PATIENCE_IN_DOUBT
+        batch = clock.take()
+        assert sorted(numbers(batch)) == [1, 2, 3]
+
+    assert sorted((letter.row["event_id"], letter.reason.text) for letter in dead) == [
+        ("1", "a"),
+        ("2", "b"),
+        ("3", "p"),
+    ]
+
+
+def test_a_failure_with_nothing_else_stored_is_no_refusal_of_a_row(clock: Clock) -> None:
+    """It would be counted as the first of three."""
+    group_in_doubt(clock)
+    while numbers(batch := clock.take_next()) != [1]:
+        clock.refuse(batch)
+    clock.fail(batch)
+
+    refusals = {d.rows[0]["event_id"]: d.refusals for d in clock.queue._all_doubts()}
+    assert (refusals["1"], refusals["2"]) == (0, 0)
+
+
+def test_a_row_in_doubt_may_be_given_up_although_another_batch_failed_long_ago(
+    clock: Clock,
+) -> None:
+    refuse(clock, take_new(clock, 1))
+    other = take_new(clock, 2)
+    clock.fail(other)
+    while clock.queue.in_outage:
+        batch = clock.take_next()
+        if numbers(batch) == [2]:
+            clock.pass_(batch)
+        else:
+            refuse(clock, batch)
+    began = clock.now
+    store_another(clock)
+    is_dead = clock.fail(clock.take_next())
+    while not is_dead:
+        assert clock.now < began + 120
+        store_another(clock)
+        is_dead = clock.fail(clock.take_next())
+
+
+def test_in_trouble_no_more_than_a_few_rows_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_longest_pauses(monkeypatch)
+    clock = Clock(batch_rows=50)
+    refuse(clock, take_new(clock, *range(50)))
+    for _ in range(REFUSALS_IN_TROUBLE - 1):
+        refuse(clock, clock.take_next())
+    assert clock.queue.trouble is not None
+
+    assert len(clock.take_next().rows) == PROBE_ROWS
+
+
+def test_a_400_halves_a_request_once_and_then_the_table_is_asked_for_less(clock: Clock) -> None:
+    clock.refuse(take_new(clock, *range(8)))
+    first, second = clock.take(), clock.take()
+    assert [numbers(first), numbers(second)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    clock.refuse(first)
+    assert doubtful(clock) == 4
+
+    clock.queue.refused(second, TOO_LARGE, clock.now)
+    assert doubtful(clock) == 4
+    assert numbers(clock.take_next()) == [4, 5]
+
+
+def test_a_refusal_of_the_first_copy_leaves_the_second_to_decide(clock: Clock) -> None:
+    first = take_new(clock, 1)
+    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+    second = clock.take()
+    clock.refuse(first)
+    assert doubtful(clock) == 0
+
+    clock.refuse(second)
+    assert doubtful(clock) == 1
+
+
+def test_copies_of_several_batches_are_kept_apart(clock: Clock) -> None:
+    firsts = [take_new(clock, number) for number in (1, 2, 3)]
+    assert clock.queue.duplicate_in_flight(clock.now, older_than=0.0) == 3
+    seconds = [clock.take() for _ in firsts]
+    clock.fail(seconds[1])
+    clock.pass_(firsts[0])
+    clock.pass_(firsts[1])
+    assert (clock.queue.stored, clock.queue.held) == (2, 1)
+    assert clock.queue.succeeded(firsts[2], Answer(), clock.now).stored == firsts[2].rows
+    assert (clock.queue.stored, clock.queue.held) == (3, 0)
+
+
+def test_what_failed_for_no_rows_fault_goes_as_soon_as_the_outage_is_over(clock: Clock) -> None:
+    first, second = take_new(clock, 1), take_new(clock, 2)
+    clock.fail(first, may_be_the_rows=False)
+    clock.pass_(second)
+
+    assert numbers(clock.take()) == [1]
+
+
+def test_after_two_refusals_a_stored_row_has_the_oldest_tried_at_once(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1, 2)
+    store_another(clock)
+
+    assert numbers(clock.take()) == [1]
+
+
+def test_after_one_refusal_the_row_keeps_its_pause(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1)
+    store_another(clock)
+
+    assert clock.pause() == pytest.approx(2 * FIRST_PAUSE)
+
+
+def test_refusals_are_counted_anew_when_a_row_was_stored(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1, 2)
+    store_another(clock)
+    refuse(clock, clock.take_next())
+    refuse(clock, clock.take_next())
+
+    assert clock.queue.trouble is None
+
+
+def test_as_many_make_room_as_are_over_the_bound_and_the_others_are_kept() -> None:
+    clock = Clock(capacity=3)
+    clock.pass_(take_new(clock, 0))
+    for batch in [take_new(clock, 1, 2), take_new(clock, 3), take_new(clock, 4)]:
+        refuse(clock, batch)
+
+    assert [number for number, _, _ in told(clock.queue.drop_doubtful(1))] == ["1", "2"]
+    assert (clock.queue.held, clock.queue.held_bytes) == (2, 2 * SIZE)
+    assert doubtful(clock) == 2
+    clock.queue.drop_doubtful(1)
+    clock.add(5, 6, 7)
+    assert clock.queue.drop_doubtful(1) == []  # one is left, and two are too many
+    assert clock.queue.held_bytes == clock.queue.held * SIZE
+
+
+def test_an_exception_of_ours_pauses_a_row_in_doubt_though_others_pass(clock: Clock) -> None:
+    refuse(clock, take_new(clock, 1))
+    store_another(clock)
+    clock.queue.give_back(clock.take_next(), clock.now)
+
+    assert clock.pause() > 0
+
+
+def test_several_requests_with_rows_in_doubt_go_once_some_passed() -> None:
+    clock = Clock(batch_rows=1)
+    in_doubt_one_by_one(clock, 1, 2)
+    store_another(clock)
+    clock.pass_(clock.take())
+    in_doubt_one_by_one(clock, 3)  # a new row, which says nothing of those
+
+    assert numbers(clock.take()) == [2]
+    assert numbers(clock.take_next()) == [3]
+    assert clock.queue._doubt.are_passing
+
+
+def test_it_takes_a_stored_row_and_not_a_size_to_let_several_requests_go(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1, 2)
+    clock.queue.refused(take_new(clock, 3), TOO_LARGE, clock.now)
+    clock.pass_(take_new(clock, 4), 0)  # it is stopped
+
+    assert not clock.queue._doubt.are_passing
+
+
+def test_something_else_that_is_stored_does_not_end_that_they_pass() -> None:
+    policy = DoubtPolicy(batch_rows=10, limits=LIMITS)
+    policy.try_again([], 0.0, are_passing=True)
+    policy.try_again([], 0.0, are_passing=False)
+    assert policy.are_passing
+
+
+def test_new_rows_that_are_refused_make_an_outage_and_leave_those_in_doubt_their_pace(
+    clock: Clock,
+) -> None:
+    in_doubt_one_by_one(clock, 1, 2)
+    assert not clock.queue.in_outage
+    in_doubt_one_by_one(clock, 3)
+    assert clock.queue.in_outage
+
+    assert clock.queue._doubt.pace.failures == 0
+    refuse(clock, clock.take_next())
+    assert clock.queue._doubt.pace.failures == 1
+
+
+def in_doubt(number: int, **history: Any) -> Doubt:
+    known = {"due": 0.0, "stored": 5, "began": 0, "refusals": 1, **history}
+    return Doubt([make_row(number)], [number], reason=Reason("r"), **known)
+
+
+def test_what_is_to_be_sent_alone_or_showed_nothing_yet_is_not_sent_with_others() -> None:
+    policy = DoubtPolicy(batch_rows=10, limits=LIMITS)
+    doubts = [
+        in_doubt(0),
+        in_doubt(1, is_alone=True),
+        in_doubt(2, refusals=0, tries=TRIES_OF_A_GROUP),
+        in_doubt(3, refusals=0, tries=TRIES_OF_A_GROUP, stored=4),
+        in_doubt(4, due=100.0),
+    ]
+    batch, others = policy.choose(doubts, 10.0, stored=5, in_trouble=False)
+    assert numbers(batch) == [0, 3]
+    assert [doubt.positions[0] for doubt in others] == [1, 2, 4]
+    batch, others = policy.choose(others, 10.0, stored=5, in_trouble=False)
+    assert numbers(batch) == [1]
+    batch, others = policy.choose(others, 10.0, stored=5, in_trouble=False)
+    assert (numbers(batch), [doubt.positions[0] for doubt in others]) == ([2], [4])
+
+
+# Fresh rows, to the byte
+
+
+def fresh_rows(count: int, *, request_bytes: int = 2 * SIZE) -> FreshRows:
+    limits = replace(LIMITS, request_bytes=request_bytes, wire_bytes=row_bytes, bytes_a_character=1)
+    fresh = FreshRows(batch_rows=10, flush_interval=1.0, limits=limits)
+    fresh.absorb(deque(make_row(number) for number in range(count)), 7.0)
+    return fresh
+
+
+def test_a_request_may_be_full_to_the_last_byte() -> None:
+    assert not fresh_rows(1).is_full_batch
+    assert fresh_rows(2).is_full_batch
+    assert numbers(fresh_rows(3).take(10, 8.0, {})) == [0, 1]
+    assert not fresh_rows(2, request_bytes=2 * SIZE + 1).is_full_batch
+    assert fresh_rows(3, request_bytes=2 * SIZE + 1).is_full_batch
+
+
+def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None:
+    fresh = fresh_rows(2)
+    first = fresh.take(1, 8.0, {})
+    assert (numbers(first), list(first.positions), first.size) == ([0], [0], SIZE)
+    fresh.absorb(deque([make_row(2)]), 9.0)
+    assert (fresh.first, fresh.due_at) == (1, 7.0)
+    second = fresh.take(10, 10.0, {})
+    assert (numbers(second), list(second.positions), second.size) == ([1, 2], [1, 2], 2 * SIZE)
+    assert second.sent_at == 10.0
+
+
+def test_a_queue_without_a_disk_takes_no_row_in_the_midst_of_a_call(clock: Clock) -> None:
+    assert not clock.queue.accept_nested(make_row(1))

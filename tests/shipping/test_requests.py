@@ -15,7 +15,7 @@ from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.shipping import pending, stream_maker
 from lorc_eventlog.shipping.follower import Place
 from lorc_eventlog.shipping.pending import most_in_runs
-from lorc_eventlog.shipping.requests import FENCE_AFTER
+from lorc_eventlog.shipping.requests import FENCE_AFTER, ledger_failure
 from lorc_eventlog.shipping.segment import Segment
 from lorc_eventlog.shipping.stream_maker import StreamMaker
 
@@ -274,3 +274,52 @@ def test_neighbouring_lines_are_one_run() -> None:
     segment = cast("Segment", object())
     places = [Place(segment, start, start + 10) for start in (0, 10, 20)]
     assert most_in_runs(places) == 3
+
+
+def test_what_is_said_of_a_stream_that_is_gone(
+    streams: Answers, disk: FakeDisk, application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    log(application, "a", "b")
+    streams.appends += [UNKNOWN, Gone(NOT_FOUND)]
+    shipper = Shipper(disk, streams, [])
+    finish(shipper)
+    shipper.notes.say()
+    [name, _] = streams.streams
+    said = (
+        f"stream {name} is gone (it lives four days without traffic, and as long as its table): "
+        "2 events whose outcome is not known are sent again and may be twice"
+    )
+    assert caplog.messages == [said]
+
+
+def test_a_stream_that_is_gone_is_fenced_if_the_ledger_cannot_say_so(
+    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(application, "a")
+    shipper = Shipper(disk, streams, [])
+    books = shipper._transport._books
+    write = books.write
+
+    def refuse_results(intent: object) -> None:
+        if intent is None:
+            raise OSError(28, "No space left on device")
+        write(cast("Any", intent))
+
+    streams.appends.append(Gone(NOT_FOUND))
+    monkeypatch.setattr(books, "write", refuse_results)
+    shipper.step(10)
+    assert shipper._transport._requests.pending is not None
+    assert shipper._transport._requests.pending.needs_fence
+    monkeypatch.setattr(books, "write", write)
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+
+
+def test_a_ledger_that_cannot_be_written_stores_nothing_and_is_no_rows_fault() -> None:
+    assert ledger_failure(OSError(28, "No space left on device")) == Failure(
+        Reason("the ledger cannot be written: No space left on device"),
+        "nothing is sent until the disk of the spool directory takes it",
+        may_be_the_rows=False,
+        stored="no",
+    )
+    assert ledger_failure(OSError()).reason.text == "the ledger cannot be written: OSError"
