@@ -11,8 +11,9 @@ Everything in the directory is untrusted: another process, or another user, may 
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from lorc_eventlog.diagnostics import Notes, escaped
@@ -32,6 +33,9 @@ MAX_OPEN = 256
 """Segments of which events are held at a time: each takes a file descriptor."""
 
 DAMAGED_SUFFIX = ".damaged"
+
+
+_SEGMENT = itemgetter(0)
 
 
 class Place(NamedTuple):
@@ -218,11 +222,8 @@ class Follower:
         return [self._places.pop(id(row)) for row in rows]
 
     def _let_go(self, places: Iterable[Place]) -> None:
-        segments = {}
-        for place in places:
-            place.segment.held -= 1
-            segments[id(place.segment)] = place.segment
-        for segment in segments.values():
+        for segment, count in Counter(map(_SEGMENT, places)).items():
+            segment.held -= count
             segment.close_if_unused()
             if segment.is_done:
                 self._discard(segment)

@@ -16,6 +16,7 @@ from lorc_eventlog.shipping import follower as follower_module
 from lorc_eventlog.shipping import segment as segment_module
 from lorc_eventlog.shipping.follower import Follower, Found
 from lorc_eventlog.shipping.lines import Lines
+from lorc_eventlog.shipping.segment import Segment
 from lorc_eventlog.spool.directory import Access, Directory
 from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender, header_of
@@ -164,6 +165,7 @@ def test_every_process_has_its_turn(
     path: Path, notes: Notes, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segment_module, "READ_BYTES", 1000)
+    monkeypatch.setattr(segment_module, "PIECES", 2)
     busy, quiet = make_appender(path, notes), make_appender(path, notes)
     append(busy, *range(100))
     append(quiet, 100)
@@ -173,6 +175,27 @@ def test_every_process_has_its_turn(
     assert len(first) < 20
     for appender in (busy, quiet):
         appender.abandon()
+
+
+def test_what_was_read_before_the_disk_failed_is_not_lost(
+    follower: Follower, appender: SegmentAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_module, "READ_BYTES", 1000)
+    append(appender, *range(20))
+    follower.look()
+    next_lines, calls = Segment._next_lines, 0
+
+    def fail_the_second_time(segment: Segment) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(5, "Input/output error")
+        return next_lines(segment)
+
+    monkeypatch.setattr(Segment, "_next_lines", fail_the_second_time)
+    first = follower.read(1000)
+    assert 0 < len(first) < 20
+    assert numbers(first + read(follower)) == [*range(20)]
 
 
 def test_a_limit_ends_a_read_in_the_middle_of_a_segment(
