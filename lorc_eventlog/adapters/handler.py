@@ -13,7 +13,7 @@ from lorc_eventlog.adapters.redaction import HIDDEN, revealed
 from lorc_eventlog.delivery.options import check
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
-from lorc_eventlog.lifecycle.signals import BackgroundThread
+from lorc_eventlog.lifecycle.signals import background_thread
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -163,7 +163,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
         """
         if _holds_loggings_lock():
-            BackgroundThread(functools.partial(Adapter.close, self)).start()
+            background_thread(functools.partial(Adapter.close, self)).start()
         else:
             Adapter.close(self)
         logging.Handler.close(self)

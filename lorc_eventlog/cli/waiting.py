@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE
 from lorc_eventlog.cli.output import note
-from lorc_eventlog.lifecycle.signals import BackgroundThread
+from lorc_eventlog.lifecycle.signals import background_thread
 
 SILENCE = 2.0
 """Seconds that a command may take without a word."""
@@ -25,7 +25,7 @@ def telling(what: Callable[[], str]) -> Iterator[None]:
             note(what())
 
     with contextlib.suppress(RuntimeError):  # out of threads: then without a word
-        BackgroundThread(tell).start()
+        background_thread(tell).start()
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -102,15 +101,13 @@ class Closing:
             self._say_what_is_left(f"BigQuery did not accept them within {self.close_timeout:g} s")
             return
         for thread in threads:
-            # gevent cannot join a thread that is older than its patch.
-            with contextlib.suppress(RuntimeError):
-                thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _end(self) -> set[threading.Thread]:
         self._senders.is_closed = True
         self._senders.call_all()
         self._report.note_drops()
-        return self._senders.others()
+        return self._senders.to_join()
 
     def _say_what_is_left(self, why: str) -> None:
         left = self._senders.run(self._left)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from lorc_eventlog.lifecycle import exit as process_exit
 from lorc_eventlog.lifecycle import sigterm
-from lorc_eventlog.lifecycle.signals import BackgroundThread
+from lorc_eventlog.lifecycle.signals import background_thread
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.courier import Courier, Task
@@ -107,6 +107,14 @@ class Senders:
         """Return the threads but the one that calls."""
         return self._threads - {threading.current_thread()}
 
+    def to_join(self) -> set[threading.Thread]:
+        """Return the threads but the one that calls, if they can be joined.
+
+        Hazard: under gevent the join of a thread that is older than its patch raises, or goes on
+        long after the thread has ended.
+        """
+        return set() if self._lock.is_stale else self.others()
+
     def ensure(self) -> bool:
         """Start one if there is none; False if that cannot be."""
         return bool(self._threads) or self._start()
@@ -146,7 +154,7 @@ class Senders:
         self._begins()
         process_exit.watch_pools()
         sigterm.request.make_again()
-        thread = BackgroundThread(self._work, f"lorc_eventlog-sender-{len(self._threads) + 1}")
+        thread = background_thread(self._work, f"lorc_eventlog-sender-{len(self._threads) + 1}")
         self._threads.add(thread)
         try:
             thread.start()

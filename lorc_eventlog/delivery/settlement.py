@@ -11,6 +11,7 @@ from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
 from lorc_eventlog.delivery.report import Cause, Report
 from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.events.envelope import to_envelope
+from lorc_eventlog.lifecycle.signals import with_signals
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import DeadLetterCallback
@@ -134,7 +135,7 @@ class Settlement:
         failure = None
         if self._on_dead_letter is not None:
             try:
-                self._on_dead_letter(to_envelope(row), str(cause))
+                with_signals(self._on_dead_letter, to_envelope(row), str(cause))
             except BaseException as error:  # noqa: BLE001  the user's code must not end a sender
                 failure = error
         self._lock.run(self._settle, batch, letter, cause, failure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from lorc_eventlog.lifecycle.signals import BackgroundThread
+from lorc_eventlog.lifecycle.signals import background_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -43,7 +43,7 @@ class Waits:
         flushed.set_running_or_notify_cancel()
         # Not the loop's own executor: its threads may all be busy, and asyncio.run() does not end
         # before they do, so an outage would hang a coroutine that was cancelled.
-        thread = BackgroundThread(lambda: self._settle(flushed, timeout), "lorc_eventlog-flush")
+        thread = background_thread(lambda: self._settle(flushed, timeout), "lorc_eventlog-flush")
         try:
             thread.start()
         except RuntimeError:  # the interpreter is shutting down, or out of threads

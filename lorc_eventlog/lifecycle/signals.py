@@ -13,6 +13,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
@@ -30,20 +31,49 @@ No others, because a program that is started on the thread inherits what it bloc
 """
 
 
-class BackgroundThread(threading.Thread):
-    """A daemon thread that takes no signals."""
+class _Mask(threading.local):
+    before: set[signal.Signals | int] | None = None
+    """What a thread would block if it did not leave signals to the application."""
 
-    def __init__(self, target: Callable[[], object], name: str | None = None) -> None:
-        super().__init__(target=target, name=name, daemon=True)
-        self._starter = threading.get_native_id()
 
-    def run(self) -> None:
-        """Block the signals and call the target."""
-        # Hazard: gevent and eventlet run it as a greenlet of the thread that starts it, where
-        # nobody would be left to take the signals.
-        if _CAN_BLOCK and threading.get_native_id() != self._starter:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        super().run()
+_mask = _Mask()
+
+
+def background_thread(target: Callable[[], object], name: str | None = None) -> threading.Thread:
+    """Make a daemon thread that takes no signals.
+
+    Hazard: the class is looked up each time. gevent replaces it, and before Python 3.13 a join of a
+    thread whose class derives from the older one ends only with its timeout.
+    """
+    run = partial(_run, target, threading.get_native_id(), _mask.before)
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
+def _run(
+    target: Callable[[], object], starter: int, mask: set[signal.Signals | int] | None
+) -> None:
+    # Hazard: gevent and eventlet run it as a greenlet of the thread that starts it, where nobody
+    # would be left to take the signals.
+    if _CAN_BLOCK and threading.get_native_id() != starter:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        _mask.before = before if mask is None else mask
+    target()
+
+
+def with_signals(action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
+    """Call ``action`` of the application, on whichever thread, with the signals it would have.
+
+    A program that it starts inherits what the thread blocks: one that blocks SIGTERM could not be
+    ended.
+    """
+    before = _mask.before
+    if before is None:
+        return action(*arguments)
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return action(*arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def without_signals(action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:

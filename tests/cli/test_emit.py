@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -19,7 +18,6 @@ from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.cli import emit_lines, query, waiting
 from lorc_eventlog.delivery import pace, suspicion
 from lorc_eventlog.lifecycle import exit as process_exit
-from lorc_eventlog.lifecycle.signals import BackgroundThread
 from scripted_bigquery import (
     Fault,
     ScriptedBigQuery,
@@ -322,11 +320,11 @@ def test_emit_says_why_it_waits(
 def test_emit_works_without_threads_for_words(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cannot(_: threading.Thread) -> None:
+    def cannot(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        patched.setattr(BackgroundThread, "start", cannot)
+        patched.setattr(waiting, "background_thread", cannot)
         result = run("emit", "a.b", "--source", "s", "--payload", "{}")
     assert (result.exit_code, len(scripted.rows)) == (0, 1)
 

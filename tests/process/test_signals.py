@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 
 import pytest
+from google.cloud import bigquery
 
-from harness import numbers_in, run_program
-from lorc_eventlog.lifecycle.signals import BackgroundThread
+from harness import make_event, numbers_in, refuse_odd, run_program, running_writer
+from lorc_eventlog import Envelope
+from lorc_eventlog.lifecycle.signals import background_thread, with_signals
 from scripted_bigquery import ScriptedBigQuery
 
 
@@ -28,5 +34,55 @@ def test_a_signal_that_the_main_thread_blocks_waits_for_it(
 
 def test_a_thread_that_is_a_greenlet_of_its_starter_blocks_nothing() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    BackgroundThread(lambda: None).run()  # as gevent does, on the thread that starts it
+    background_thread(lambda: None).run()  # as gevent does, on the thread that starts it
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def blocked_here() -> set[int]:
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def run_in_background(action: Callable[[], object]) -> None:
+    thread = background_thread(action)
+    thread.start()
+    thread.join(60)
+
+
+def test_what_the_application_runs_on_a_thread_of_ours_has_its_signals() -> None:
+    seen = []
+
+    def see() -> None:
+        seen.append(blocked_here())
+        seen.append(with_signals(blocked_here))
+        seen.append(blocked_here())
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        # A thread of ours starts another one: it inherits what the application blocks.
+        run_in_background(lambda: run_in_background(see))
+        assert with_signals(blocked_here) == before | {signal.SIGUSR2}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert seen[0] == seen[2] > {signal.SIGTERM, signal.SIGUSR2}
+    assert seen[1] == before | {signal.SIGUSR2}
+
+
+def test_a_program_that_on_dead_letter_starts_can_be_ended(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    refuse_odd(scripted)
+    statuses, callers = [], []
+
+    def start_and_end(_event: Envelope, _reason: str) -> None:
+        callers.append(threading.current_thread())
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as program:
+            program.terminate()
+            statuses.append(program.wait(60))
+
+    with running_writer(client, on_dead_letter=start_and_end) as writer:
+        writer.submit(make_event(1))
+        assert writer.flush(60)
+
+    assert statuses == [-signal.SIGTERM]
+    assert callers != [threading.main_thread()]
