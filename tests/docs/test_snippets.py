@@ -65,6 +65,8 @@ NOT_RUN = {
     "uvx tox": "runs these tests",
     "tox run -e bench": "takes a quarter of an hour, and a machine that does nothing else",
     "python -m benchmarks.faults": "takes minutes",
+    "python -m benchmarks.fleet": "takes minutes",
+    "tox run -e py314": "takes minutes",
     "python -m benchmarks.ship": "takes minutes",
     "python -m benchmarks.tricks": "is for an idle machine",
     "gunicorn": "does not end; test_frameworks.py runs it",
