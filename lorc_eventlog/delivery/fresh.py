@@ -63,7 +63,11 @@ class FreshRows:
     @property
     def is_full_batch(self) -> bool:
         """Whether there are rows that need not wait for more."""
-        return len(self._portions) > 1 or any(map(self._is_full, self._portions))
+        portions = self._portions
+        if len(portions) != 1:
+            return len(portions) > 1
+        rows, size = portions[0].rows, portions[0].size
+        return len(rows) >= self._batch_rows or size >= self._limits.request_bytes
 
     @property
     def due_at(self) -> float:
@@ -116,9 +120,6 @@ class FreshRows:
         else:
             self._portions[0] = rest
         return batch
-
-    def _is_full(self, portion: _Portion) -> bool:
-        return len(portion.rows) >= self._batch_rows or portion.size >= self._limits.request_bytes
 
 
 def fitting(rows: list[Row], size: int, limits: Limits) -> int:
