@@ -255,7 +255,7 @@ def status_of(progress: Progress) -> str:
         f"{progress.waiting:,} on their way, {progress.waiting_bytes:,} bytes unread"
     )
     if progress.oldest is not None:
-        line += f", the oldest segment is {max(0.0, time.time() - progress.oldest):,.0f} s old"
+        line += f", the oldest event is {max(0.0, time.time() - progress.oldest):,.0f} s old"
     return line
 
 

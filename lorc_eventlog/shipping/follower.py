@@ -11,7 +11,7 @@ Everything in the directory is untrusted: another process, or another user, may 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,7 +57,7 @@ class Found(NamedTuple):
     unread_bytes: int
     """How much is not read yet."""
     oldest: float | None
-    """When the process began to write the oldest segment that waits, in seconds since the epoch."""
+    """When the oldest event that waits happened, about, in seconds since the epoch."""
     is_empty: bool
     """Whether nothing waits and no process has a segment open."""
 
@@ -222,8 +222,9 @@ class Follower:
         return [self._places.pop(id(row)) for row in rows]
 
     def _let_go(self, places: Iterable[Place]) -> None:
-        for segment, count in Counter(map(_SEGMENT, places)).items():
-            segment.held -= count
+        for segment, start, _ in places:
+            segment.let_go(start)
+        for segment in dict.fromkeys(map(_SEGMENT, places)):
             segment.close_if_unused()
             if segment.is_done:
                 self._discard(segment)
@@ -232,7 +233,7 @@ class Follower:
         waiting = [segment for segment in self._segments.values() if segment.waits]
         self.found = Found(
             unread_bytes=sum(segment.size - segment.read_to for segment in waiting),
-            oldest=min((segment.began for segment in waiting), default=None),
+            oldest=min((segment.oldest for segment in waiting), default=None),
             is_empty=not self._segments,
         )
 

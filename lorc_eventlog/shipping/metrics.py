@@ -26,7 +26,7 @@ def text_of(progress: Progress, now: float) -> str:
         (
             "oldest_seconds",
             "gauge",
-            "Seconds since the oldest segment that waits was begun.",
+            "Age of the oldest event that waits.",
             0.0 if progress.oldest is None else max(0.0, now - progress.oldest),
         ),
         (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.spool.format import (
@@ -29,6 +33,16 @@ HEADER_BYTES = 4096
 """The most that a header takes."""
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Events that one read found."""
+
+    end: int
+    """Where the next one begins."""
+    oldest: float
+    held: int
+
+
 @dataclass(slots=True, eq=False)
 class Segment:
     """What the shipper knows of one file, and the only code that touches it.
@@ -49,6 +63,12 @@ class Segment:
     damaged_bytes: int = 0
     is_left: bool = False
     """Whether it stays, although all in it was read: the next shipper takes it."""
+    _batches: deque[_Batch] = field(default_factory=deque)
+    """What was read, the oldest first, as far as some of it is held."""
+    _unread_since: float = 0.0
+    """When the first event that is not read yet happened, about."""
+    _is_followed: bool = False
+    """Whether it was looked at."""
     _is_in_line: bool = False
     """Whether a line is at the end that is being written, or was when its process was killed."""
     _is_in_damage: bool = False
@@ -61,10 +81,10 @@ class Segment:
         return "-".join(self.name.split("-")[:2])
 
     @property
-    def began(self) -> float:
-        """When its process began to write segments, in seconds since the epoch."""
-        nanoseconds = self.name.partition("-")[0]
-        return int(nanoseconds) / 1e9 if nanoseconds.isdecimal() else 0.0
+    def oldest(self) -> float:
+        """When the oldest event that waits happened, about, in seconds since the epoch."""
+        unread = math.inf if self.is_read else self._unread_since
+        return min(unread, self._batches[0].oldest if self._batches else math.inf)
 
     @property
     def waits(self) -> bool:
@@ -92,8 +112,10 @@ class Segment:
         Raises:
             LaterVersionError: A later version of this package wrote the file.
         """
-        header, line_break, _ = self._open().read(HEADER_BYTES, 0).partition(b"\n")
+        header, line_break, rest = self._open().read(HEADER_BYTES, 0).partition(b"\n")
         self.close_if_unused()
+        first = decode_row(rest.partition(b"\n")[0])
+        self._unread_since = time.time() if first is None else _time_of(first)
         self.read_to = len(header) + 1
         return table_of(decode_line(header)) if line_break else None
 
@@ -106,7 +128,11 @@ class Segment:
 
     def look(self) -> None:
         """Look how large it is and, if all of it is read, whether its process is done with it."""
+        was_read = self.is_read
         self.measure()
+        if was_read and self._is_followed and not self.is_read:
+            self._unread_since = time.time()  # it came since the last look
+        self._is_followed = True
         if (self.is_read or self._is_in_line) and not self.is_abandoned:
             try:
                 # A process never locks a segment again, so that it is free for good.
@@ -134,7 +160,11 @@ class Segment:
                 self._take(data, limit, events)
                 if not data or len(events) >= limit or self.is_read:
                     break
-            self.held += len(events)
+            if events:
+                self.held += len(events)
+                oldest = _time_of(events[0][0])
+                self._batches.append(_Batch(self.read_to, oldest, len(events)))
+                self._unread_since = _time_of(events[-1][0])
             return events
         finally:
             self.close_if_unused()
@@ -156,6 +186,16 @@ class Segment:
             if end > self.size and not found and is_cut_off(line):
                 continue  # a kill, or a full disk, left a part of an event
             self.damaged_bytes += damaged_bytes
+
+    def let_go(self, start: int) -> None:
+        """Hold the event at ``start`` no more."""
+        self.held -= 1
+        batch = self._batches[0]
+        if start >= batch.end:
+            batch = next(later for later in self._batches if start < later.end)
+        batch.held -= 1
+        while self._batches and not self._batches[0].held:
+            self._batches.popleft()
 
     def _next_lines(self) -> bytes:
         file = self._open()
@@ -196,3 +236,10 @@ class Segment:
         if self._file is not None and not self.held:
             self._file.close()
             self._file = None
+
+
+def _time_of(row: Row) -> float:
+    try:
+        return datetime.fromisoformat(row["created_at"]).timestamp()
+    except (ValueError, OverflowError):  # whatever somebody wrote there
+        return time.time()

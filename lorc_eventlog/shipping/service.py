@@ -65,7 +65,7 @@ class Progress:
     waiting_bytes: int
     """Bytes of the spool that are not read yet."""
     oldest: float | None
-    """When the process began to write the oldest segment that waits, in seconds since the epoch."""
+    """When the oldest event that waits happened, about, in seconds since the epoch."""
     last_success: float | None
     """When BigQuery last stored events, in seconds since the epoch."""
     last_error: str | None

@@ -205,7 +205,7 @@ def test_it_says_now_and_then_how_far_it_is(
     with caplog.at_level("INFO", "lorc_eventlog"):
         shipping.follow(ship_module._Signals(), until_empty=True)
     assert "1,234 events delivered, 2 rejected, 4 on their way, 5 bytes unread" in caplog.text
-    assert "the oldest segment is 60 s old" in caplog.text
+    assert "the oldest event is 60 s old" in caplog.text
 
 
 def test_a_directory_that_is_replaced_is_left_for_the_one_that_is_there_now(

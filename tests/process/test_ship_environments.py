@@ -117,7 +117,7 @@ def test_a_jupyter_kernel_that_is_killed_or_restarted(path: Path) -> None:
 
 def test_a_program_of_one_event_beside_pandas(path: Path) -> None:
     pytest.importorskip("pandas", reason="has no wheel for this Python")
-    assert run_program("one_event.py") == ""
+    assert run_program("one_event.py", IMPORT_EVERYTHING="1") == ""
     assert numbers_on_disk(path) == [0]
 
 

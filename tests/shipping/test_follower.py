@@ -442,16 +442,52 @@ def test_a_segment_that_somebody_deletes_is_forgotten(path: Path, follower: Foll
     assert follower.found.is_empty
 
 
-def test_the_oldest_segment_that_waits_tells_when_its_process_began(
-    path: Path, follower: Follower
-) -> None:
-    write_segment(path, f"{17 * 10**9:020d}-1-1", HEADER + encode_line(make_row(0)))
+def at(seconds: float) -> bytes:
+    return encode_line(row_at(seconds, "test.1", {}, "tests"))
+
+
+def test_the_age_is_that_of_the_oldest_event_that_waits(path: Path, follower: Follower) -> None:
+    """Not that of a process, which may have begun to write weeks ago."""
+    assert follower.found.oldest is None
+    write_segment(path, f"{5 * 10**9:020d}-1-1", HEADER + at(17.0) + at(18.0) + at(19.0))
     write_segment(path, "odd-1-1", HEADER)
-    rows = read(follower)
+    follower.look()
     assert follower.found.oldest == 17.0
-    follower.acknowledge(rows)
+    first = follower.read(1)
+    assert follower.found.oldest == 17.0
+    second = follower.read(1)
+    follower.acknowledge(second)
+    follower.look()
+    assert follower.found.oldest == 17.0
+    follower.acknowledge(first)
+    follower.look()
+    assert follower.found.oldest == 18.0  # read last, so that the next is no older
+    follower.acknowledge(follower.read(9))
     follower.look()
     assert follower.found.oldest is None
+
+
+def test_an_event_that_comes_after_a_silence_is_young(
+    follower: Follower, appender: SegmentAppender
+) -> None:
+    append(appender, 0)  # whose time is that of 1970
+    follower.look()
+    assert follower.found.oldest == 0.0
+    follower.acknowledge(follower.read(9))
+    append(appender, 1)
+    before = time.time()
+    follower.look()
+    assert follower.found.oldest is not None
+    assert follower.found.oldest >= before
+
+
+def test_a_time_that_is_none_counts_as_now(path: Path, follower: Follower) -> None:
+    odd = encode_line({**make_row(0), "created_at": "yesterday"})
+    before = time.time()
+    write_segment(path, "1-1-1", HEADER + odd)
+    follower.look()
+    assert follower.found.oldest is not None
+    assert follower.found.oldest >= before
 
 
 def test_a_segment_that_vanishes_between_two_steps_costs_nothing(
