@@ -54,7 +54,7 @@ FAULTS = [
     close_connection(),
     delay(0.05),
 ]
-SEEDS = 12
+SEEDS = 6
 
 
 class Soak:
