@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpc import StatusCode
 
+from harness import eventually
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
 from lorc_eventlog.shipping import requirements
@@ -118,6 +120,30 @@ def test_a_stream_is_made_at_the_start_and_for_each_fence_and_for_nothing_else(
             assert server.calls["FinalizeWriteStream"] == fences
             assert server.calls["CreateWriteStream"] == 1 + fences
         assert server.numbers() == [*range(20), *range(30, 50)]
+
+
+def is_delivered(shipper: Shipper, count: int) -> bool:
+    return shipper.progress().delivered == count
+
+
+@pytest.mark.parametrize("exactly_once", [False, True], ids=["default stream", "exactly once"])
+def test_a_restart_of_the_server_is_waited_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, exactly_once: bool
+) -> None:
+    with storage(monkeypatch) as server:
+        settings = Settings(
+            path, TABLE, interval=0.05, transport="grpc", exactly_once=exactly_once, batch_rows=10
+        )
+        shipper = Shipper(settings)
+        shipper.start()
+        for start in (0, 50, 100):
+            write(path, range(start, start + 50))
+            eventually(partial(is_delivered, shipper, start + 50), 60)
+            server.restart()
+        shipper.stop_reading()
+        shipper.close()
+        assert server.numbers() == [*range(150)]
+        assert server.calls["CreateWriteStream"] == exactly_once
 
 
 def test_a_shipper_without_events_makes_no_stream(

@@ -118,12 +118,16 @@ class ScriptedStorage:
         self._most_row_errors = most_row_errors
         self._connections = 0
         self._ends: list[queue.SimpleQueue[Any]] = []
+        self.port = 0
+        self._listen()
+
+    def _listen(self) -> None:
         self._server = grpc.server(
             ThreadPoolExecutor(100),
             options=[("grpc.max_receive_message_length", 20 * 2**20), ("grpc.so_reuseport", 0)],
         )
         self._server.add_generic_rpc_handlers((_Handler(self),))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
 
     @property
     def address(self) -> str:
@@ -136,6 +140,12 @@ class ScriptedStorage:
 
     def __exit__(self, *exception: object) -> None:
         self._server.stop(grace=None).wait()
+
+    def restart(self) -> None:
+        """End all connections and listen again; what is stored stays."""
+        self._server.stop(grace=None).wait()
+        self._listen()
+        self._server.start()
 
     def script(self, *steps: Step) -> None:
         """Add steps, each for one request to come."""
