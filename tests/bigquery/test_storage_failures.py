@@ -13,10 +13,13 @@ from lorc_eventlog.bigquery.failures import CREDENTIALS, WHAT_TO_DO
 from lorc_eventlog.bigquery.storage_connection import AppendTimeoutError, EndedError
 from lorc_eventlog.bigquery.storage_failures import (
     failure_in_answer,
+    failure_of_append,
     failure_of_call,
     is_idle_close,
     refused_rows,
+    status_of,
     storage_error_of,
+    what_to_do,
 )
 from lorc_eventlog.bigquery.storage_messages import (
     STORAGE_ERROR_URL,
@@ -32,10 +35,16 @@ IDLE = "Closing the stream because it has been inactive for 600 seconds."
 class CallError(grpc.RpcError):
     """The end of a call, as grpc raises it."""
 
-    def __init__(self, code: StatusCode, details: str | None) -> None:
+    def __init__(
+        self, code: StatusCode, details: str | None, trailing: dict[str, bytes] | None = None
+    ) -> None:
         super().__init__()
         self._code = code
         self._details = details
+        self._trailing = trailing
+
+    def trailing_metadata(self) -> Any:
+        return None if self._trailing is None else (*self._trailing.items(),)
 
     def code(self) -> StatusCode:
         return self._code
@@ -127,7 +136,73 @@ def test_a_call_that_was_never_made_stored_nothing_whatever_was_raised() -> None
     assert (failure.may_be_the_rows, failure.stored) == (False, "no")
 
 
+def test_words_about_the_size_of_a_request_refuse_it() -> None:
+    words = "Received Message Larger than max (20000000 vs. 10485760)"
+    error = CallError(StatusCode.RESOURCE_EXHAUSTED, words)
+    refusal = Refusal(Reason("RESOURCE_EXHAUSTED", words), is_about_size=True)
+    assert failure_of_append(error, timeout=1) == refusal
+    for other in (
+        CallError(StatusCode.RESOURCE_EXHAUSTED, "quota"),
+        CallError(StatusCode.RESOURCE_EXHAUSTED, None),
+        AppendTimeoutError(),
+        ValueError(words),
+    ):
+        assert failure_of_append(other, timeout=7) == failure_of_call(other, timeout=7)
+
+
+def test_a_permission_that_is_missing_may_be_a_table_that_is() -> None:
+    words = "Permission denied on resource (or it may not exist)."
+    grant = what_to_do(StatusCode.PERMISSION_DENIED, "denied")
+    assert "roles/bigquery.dataEditor" in (grant or "")
+    assert what_to_do(StatusCode.PERMISSION_DENIED, words) == f"{grant}; or {WHAT_TO_DO[404]}"
+    assert what_to_do(StatusCode.UNAVAILABLE, words) is None
+    assert failure_of_call(CallError(StatusCode.PERMISSION_DENIED, words), timeout=1) == Failure(
+        Reason(f"PERMISSION_DENIED: {words}"),
+        f"{grant}; or {WHAT_TO_DO[404]}",
+        may_be_the_rows=False,
+        stored="unknown",
+    )
+    found = failure_in_answer(status(StatusCode.PERMISSION_DENIED, words))
+    assert isinstance(found, Failure)
+    assert found.what_to_do == f"{grant}; or {WHAT_TO_DO[404]}"
+
+
+def test_the_status_of_a_call_is_what_bigquery_sent_with_its_end() -> None:
+    error = CallError(StatusCode.OUT_OF_RANGE, "beyond")
+    assert status_of(error) == status(StatusCode.OUT_OF_RANGE, "beyond")
+    assert status_of(CallError(StatusCode.ABORTED, None)) == status(StatusCode.ABORTED)
+    sent = status(StatusCode.OUT_OF_RANGE, "The offset is beyond stream")
+    sent.details.add(type_url=STORAGE_ERROR_URL, value=StorageError(code=9).SerializeToString())
+    trailing = {"other": b"\xff", "grpc-status-details-bin": sent.SerializeToString()}
+    assert status_of(CallError(StatusCode.OUT_OF_RANGE, "beyond", trailing)) == sent
+    assert status_of(CallError(StatusCode.OUT_OF_RANGE, "b", {"x": b""})).message == "b"
+
+
 # What an answer says
+
+
+@pytest.mark.parametrize(
+    ("code", "to_do"),
+    [(1, "create the table"), (7, "lacks a column"), (10, "Cloud KMS"), (14, "Cloud KMS")],
+)
+def test_what_is_wrong_with_the_table_is_no_rows_fault(code: int, to_do: str) -> None:
+    said = status(StatusCode.INVALID_ARGUMENT, "no")
+    said.details.add(type_url=STORAGE_ERROR_URL, value=StorageError(code=code).SerializeToString())
+    found = failure_in_answer(said)
+    assert isinstance(found, Failure)
+    assert to_do in (found.what_to_do or "")
+    assert (found.reason, found.may_be_the_rows, found.stored) == (
+        Reason("INVALID_ARGUMENT", "no"),
+        False,
+        "no",
+    )
+
+
+def test_an_answer_about_the_size_of_the_request_refuses_it() -> None:
+    words = "Request payload size exceeds the limit"
+    assert failure_in_answer(status(StatusCode.INVALID_ARGUMENT, words)) == Refusal(
+        Reason("INVALID_ARGUMENT", words), is_about_size=True
+    )
 
 
 def test_an_error_in_an_answer_says_that_nothing_of_its_request_is_stored() -> None:

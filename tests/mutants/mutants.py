@@ -35,6 +35,9 @@ KILLED = {1, 3, 37}
 ALIVE = {0, 5, 33}
 """What it notes for a mutant that no test fails for, or reaches."""
 
+NOT_TRIED = {None, 2}
+"""What it notes before, and if it was interrupted."""
+
 ROOT = Path(__file__).parents[2]
 MADE = ROOT / "mutants"
 EXPLAINED = Path(__file__).with_name("survivors.md")
@@ -100,7 +103,7 @@ def report(groups: list[str]) -> Iterator[str]:
         codes: dict[str, int] = {}
         for module in modules(group):
             tried = exit_codes(module)
-            codes |= {name: code for name, code in tried.items() if code is not None}
+            codes |= {name: code or 0 for name, code in tried.items() if code not in NOT_TRIED}
         alive = {name: change_of(name) for name, code in codes.items() if code in ALIVE}
         killed = sum(code in KILLED for code in codes.values())
         late = len(codes) - killed - len(alive)
