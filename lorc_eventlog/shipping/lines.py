@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from lorc_eventlog.shipping.report import FollowerReport
     from lorc_eventlog.spool.directory import Directory
 
-ERASED_BYTES = 2**20
-"""The most that is blanked at once: a longer blank line would pass for damage."""
+ERASED_BYTES = 2**17
+"""The most that is blanked at once. A log call of the process that still appends to the segment
+waits meanwhile, because the system writes one thing at a time to a file."""
 
 
 class Lines:
