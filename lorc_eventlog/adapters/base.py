@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _OPTIONS_OF_A_WRITER = EventWriter.__init__.__kwdefaults__ or {}
 
 
-class WriterOptions(TypedDict, total=False):
-    """The options of an ``EventWriter``, which handler and processor hand on to it.
+class WriterKeywords(TypedDict, total=False):
+    """The keyword arguments of an ``EventWriter``, which handler and processor hand on to it.
 
     With it editors complete them, and type checkers refuse ``capcity=1`` and ``overflow="dropp"``.
     """
@@ -66,7 +66,7 @@ class Adapter(Waits):
         source: str | None = None,
         background: bool = True,
         writer: EventWriter | ForegroundWriter | None = None,
-        **writer_options: Unpack[WriterOptions],
+        **writer_options: Unpack[WriterKeywords],
     ) -> None:
         self._check_options(writer_options)
         check(
@@ -93,7 +93,7 @@ class Adapter(Waits):
             _refuse("background is false, so that there is no buffer", None, writer_options)
             self.writer = ForegroundWriter(bq_client)
 
-    def _check_options(self, writer_options: WriterOptions) -> None:
+    def _check_options(self, writer_options: WriterKeywords) -> None:
         unknown = sorted(writer_options.keys() - _OPTIONS_OF_A_WRITER.keys())
         if unknown:
             options = [*self.own_options, *_OPTIONS_OF_A_WRITER]
@@ -118,7 +118,7 @@ class Adapter(Waits):
         self.writer.close()
 
 
-def _refuse(why: str, bq_client: Client | None, writer_options: WriterOptions) -> None:
+def _refuse(why: str, bq_client: Client | None, writer_options: WriterKeywords) -> None:
     unused = sorted(writer_options) + (["bq_client"] if bq_client is not None else [])
     if unused:
         msg = f"{', '.join(unused)} would have no effect: {why}"

@@ -18,7 +18,7 @@ from lorc_eventlog.lifecycle.signals import background_thread
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.adapters.base import WriterOptions
+    from lorc_eventlog.adapters.base import WriterKeywords
     from lorc_eventlog.delivery.synchronous import ForegroundWriter
     from lorc_eventlog.delivery.writer import EventWriter
 
@@ -72,7 +72,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         background: bool = True,
         writer: EventWriter | ForegroundWriter | None = None,
         payload_from_extra: bool = False,
-        **writer_options: Unpack[WriterOptions],
+        **writer_options: Unpack[WriterKeywords],
     ) -> None:
         check(
             isinstance(payload_from_extra, bool),

@@ -17,7 +17,7 @@ from lorc_eventlog.events.row import draft_at
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.adapters.base import WriterOptions
+    from lorc_eventlog.adapters.base import WriterKeywords
     from lorc_eventlog.delivery.synchronous import ForegroundWriter
     from lorc_eventlog.delivery.writer import EventWriter
 
@@ -64,7 +64,7 @@ class BigQueryEventProcessor(Adapter):
         background: bool = True,
         writer: EventWriter | ForegroundWriter | None = None,
         redact_line: bool = False,
-        **writer_options: Unpack[WriterOptions],
+        **writer_options: Unpack[WriterKeywords],
     ) -> None:
         check(isinstance(redact_line, bool), "redact_line", redact_line, "true or false")
         super().__init__(

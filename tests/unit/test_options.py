@@ -9,7 +9,7 @@ import pytest
 
 from harness import running_writer
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, EventWriter
-from lorc_eventlog.adapters.base import WriterOptions
+from lorc_eventlog.adapters.base import WriterKeywords
 from scripted_bigquery import ScriptedBigQuery
 
 SECONDS = "must be a number of seconds from 0 to 1,000,000"
@@ -71,7 +71,7 @@ def test_the_options_that_a_type_checker_knows_are_those_of_the_writer() -> None
         for name, parameter in parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    known = WriterOptions.__annotations__
+    known = WriterKeywords.__annotations__
     assert {name: hint.__forward_arg__ for name, hint in known.items()} == of_the_writer
 
 
