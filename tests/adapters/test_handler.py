@@ -81,10 +81,9 @@ def test_every_option_is_a_json_value(
         "spool_sync": "normal",
         "spool_only": False,
         "spool_mode": "private",
+        "deliver_on_sigterm": False,
     }
-    assert {*options, "bq_client", "spool_only", "spool_mode"} == inspect.signature(
-        EventWriter
-    ).parameters.keys()
+    assert {*options, "bq_client"} == inspect.signature(EventWriter).parameters.keys()
     configure(level="INFO", source="app", background=True, **options)
     logging.getLogger().info("an event", extra={"event_type": "a.b"})
     logging.getLogger().debug("an event below the level", extra={"event_type": "a.b"})
@@ -151,7 +150,7 @@ def test_a_missing_variable_fails_at_configuration_time_and_the_user_sees_which(
             {"batch_size": 5},
             (
                 "TypeError: no such option: batch_size; the options are bq_client, source, "
-                "background, writer, level, payload_from_extra, batch_rows, .*, spool_mode$"
+                "background, writer, level, payload_from_extra, batch_rows, .*, deliver_on_sigterm$"
             ),
         ),
         (
