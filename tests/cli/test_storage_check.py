@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from google.auth.credentials import AnonymousCredentials
 from grpc import StatusCode
 
 from command_line import run, steps
+from lorc_eventlog.bigquery import storage_connection
 from lorc_eventlog.cli import storage_check
 from lorc_eventlog.shipping import requirements
 from lorc_eventlog.spool.directory import Directory
@@ -100,11 +102,14 @@ def test_credentials_and_project_that_are_missing_are_told(
     found = steps(run("check", "--transport", "grpc"))
     assert found["project"].endswith("or EVENTS_BQ_DATASET to project.dataset")
     monkeypatch.setattr("google.auth.default", lambda **_: (token, "found"))
-    monkeypatch.setattr(storage_check, "REQUEST_TIMEOUT", 0.0)
-    found = steps(run("check", "--transport", "grpc"))
+    monkeypatch.setattr(storage_check, "REQUEST_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(storage_connection, "HOST", address)
+        found = steps(run("check", "--transport", "grpc"))
     assert found["credentials"] == "✓ Google takes them"
     assert found["project"] == "✓ found, from the credentials"
-    assert found["endpoint"].startswith("✗ bigquerystorage.googleapis.com:443 does not answer")
+    assert found["endpoint"].startswith(f"✗ {address} does not answer within 0 s")
 
 
 def test_variables_that_are_missing_end_it(
