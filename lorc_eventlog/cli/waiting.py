@@ -11,8 +11,9 @@ from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE
 from lorc_eventlog.cli.output import note
 from lorc_eventlog.lifecycle.signals import background_thread
 
-SILENCE = 2.0
-"""Seconds that a command may take without a word."""
+SILENCE = 1.0
+"""Seconds without a word. A command waits twice, for credentials and for an answer, and is to speak
+within three."""
 
 
 @contextlib.contextmanager

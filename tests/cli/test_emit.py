@@ -295,7 +295,7 @@ def test_emit_says_that_the_only_event_is_not_delivered(
 def test_emit_says_within_three_seconds_that_it_waits_and_for_what(
     scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert waiting_in_reality < 3
+    assert 2 * waiting_in_reality < 3
     monkeypatch.setattr(waiting, "SILENCE", 0.0)
     monkeypatch.setattr(emit_lines, "PATIENCE", 1.0)
     scripted.always(hang())
