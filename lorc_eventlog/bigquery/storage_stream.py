@@ -215,7 +215,12 @@ def _is_gone(error: object) -> bool:
     if not isinstance(error, grpc.RpcError) or _is_not_found(error):
         return _is_not_found(error)
     code = storage_error_of(status_of(error))
-    return code in {STREAM_NOT_FOUND, *ENDED_STREAM} or "finalized" in (error.details() or "")
+    is_definite = error.code() in (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )
+    is_said = is_definite and "finalized" in (error.details() or "")
+    return is_said or code in {STREAM_NOT_FOUND, *ENDED_STREAM}
 
 
 def _is_not_found(error: object) -> bool:
