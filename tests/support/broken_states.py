@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from lorc_eventlog.bigquery import create
 from lorc_eventlog.bigquery.table import COLUMNS
 from lorc_eventlog.cli import create_table, diagnosis, emit_lines, query, tail
-from lorc_eventlog.delivery import pace
 from lorc_eventlog.shipping.lock import take_lock
 from lorc_eventlog.spool.directory import Directory, File
 
@@ -121,6 +120,9 @@ def variables(**values: str) -> Callable[[Broken], Any]:
     return state
 
 
+SILENCE = (("", (0, "")),)
+
+
 def bigquery(*routes: tuple[str, Answer]) -> Callable[[Broken], Any]:
     """Let BigQuery answer so."""
 
@@ -130,12 +132,12 @@ def bigquery(*routes: tuple[str, Answer]) -> Callable[[Broken], Any]:
         with answering(*routes, mended=broken.mended) as url:
             broken.set(BIGQUERY_EMULATOR_HOST=url)
             # So that nothing is tried again for half a minute.
-            broken.patch.setattr(create, "PATIENCE", 0.1)
+            broken.patch.setattr(create, "PATIENCE", 5.0)
             broken.patch.setattr(query, "QUERY_PATIENCE", 0.1)
-            broken.patch.setattr(emit_lines, "PATIENCE", 1.0)
-            broken.patch.setattr(pace, "FIRST_PAUSE", 2.0)
-            for module in (create_table, diagnosis, query, tail):
-                broken.patch.setattr(module, "REQUEST_TIMEOUT", 0.3)
+            broken.patch.setattr(emit_lines, "PATIENCE", 2.0)
+            if routes == SILENCE:
+                for module in (create_table, diagnosis, query, tail):
+                    broken.patch.setattr(module, "REQUEST_TIMEOUT", 0.3)
             yield
 
     return state
@@ -245,7 +247,7 @@ STATES: dict[str, Callable[[Broken], Any]] = {
     "a key file of another kind": credentials('{"type": "oops"}'),
     "a key that Google refuses": _refused_key,
     "nobody listens": _nobody_listens,
-    "no answer": bigquery(("", (0, ""))),
+    "no answer": bigquery(*SILENCE),
     "closed connections": bigquery(("", (-1, ""))),
     "401": bigquery(("", error(401, "authError", "Invalid Credentials"))),
     "403": bigquery(("", DENIED)),
