@@ -13,8 +13,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 INTRODUCTION = """\
 # Examples
 
-The files of the directory `examples`. Each says in its first lines how to run it, and each runs in
-the tests."""
+These are the files in the directory `examples`. The first lines of each say how to run it. The
+tests run them all."""
 PAGE = "reference/examples.md"
 LANGUAGES = {".json": "json", ".py": "python", ".service": "ini", ".yaml": "yaml"}
 

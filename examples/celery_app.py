@@ -1,13 +1,13 @@
-"""Celery: tasks log events from worker processes, each with the id of the workflow it belongs to.
+"""Celery: tasks log events in worker processes, each event with the id of its workflow.
 
-Run it by
+Run it:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     export CELERY_BROKER_URL=redis://localhost
     cd examples
     celery --app celery_app worker --concurrency 2
 
-and from another shell, with the same variables,
+and, in another shell with the same variables,
 
     celery --app celery_app call celery_app.send_report --args '[3]'
 """
@@ -21,7 +21,7 @@ logger = logging.getLogger("reports")
 
 
 class TraceOfTask(logging.Filter):
-    """Gives each record of a task the id of the task that began it all."""
+    """Gives each record of a task the id of the task that started the workflow."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Set ``correlation_id``."""
@@ -30,7 +30,7 @@ class TraceOfTask(logging.Filter):
         return True
 
 
-@signals.setup_logging.connect  # without this, Celery puts its own handlers into place
+@signals.setup_logging.connect  # otherwise Celery installs its own handlers
 def configure_logging(**_: Any) -> None:
     """Configure the worker, before it forks."""
     logging.config.dictConfig(

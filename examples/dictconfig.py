@@ -1,6 +1,6 @@
-"""Standard logging, configured by a JSON file: one handler more, and the log calls as they are.
+"""Standard logging, configured by a JSON file: one additional handler, unchanged log calls.
 
-Run it by
+Run it:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     python examples/dictconfig.py

@@ -1,12 +1,12 @@
-"""Django: one handler more in `LOGGING`, in a project of one file.
+"""Django: one additional handler in `LOGGING`, in a project of one file.
 
-Run it by
+Run it:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     cd examples
     gunicorn --preload --workers 2 django_app:application
 
-and ask it by
+and send it a request:
 
     curl -X POST -H 'X-Request-ID: trace-0001' localhost:8000/answers/sleep
 """

@@ -1,12 +1,12 @@
-"""FastAPI: each event carries the correlation id of its request, and none is lost at a deployment.
+"""FastAPI: each event carries the correlation id of its request, and a shutdown delivers the rest.
 
-Run it by
+Run it:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     cd examples
     gunicorn --preload --workers 2 --worker-class uvicorn_worker.UvicornWorker fastapi_app:app
 
-or by `uvicorn fastapi_app:app`, and place an order by
+or by `uvicorn fastapi_app:app`, and place an order:
 
     curl -X POST -H 'X-Request-ID: 0d7c5b6e-2f6e-4a0c-8f5a-4d3b2c1a0f9e' localhost:8000/orders/17
 """

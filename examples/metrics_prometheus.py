@@ -1,6 +1,6 @@
 """Prometheus: the counters of `stats()`, read whenever Prometheus asks.
 
-Run it by
+Run it:
 
     python -m pip install prometheus-client
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
@@ -18,7 +18,7 @@ from lorc_eventlog import BigQueryEventHandler
 
 
 class EventMetrics(Collector):
-    """Makes metrics of what one handler or processor counts."""
+    """Turns the counters of one handler or processor into metrics."""
 
     def __init__(self, events: BigQueryEventHandler) -> None:
         self.events = events

@@ -1,6 +1,6 @@
-"""OpenTelemetry: the id of the trace ties the events together, by a filter of ten lines.
+"""OpenTelemetry: a filter makes the id of the trace the `correlation_id` of its events.
 
-Run it by
+Run it:
 
     python -m pip install opentelemetry-sdk
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events

@@ -1,6 +1,6 @@
-"""Events through every door of lorc_eventlog into a BigQuery on this machine, and out by SQL.
+"""Sends events by handler, processor and `emit` to a BigQuery on this machine, and queries them.
 
-Run it by
+Run it:
 
     python -m pip install tox && python -m tox run -e quickstart
 """

@@ -1,7 +1,7 @@
-"""Serverless: all is delivered before the answer is given, because afterwards nothing may run.
+"""Serverless: deliver everything before answering, because nothing may run afterwards.
 
-`handle` is a function of AWS Lambda or Google Cloud; the machine is frozen between two calls.
-Run as a program, it is a job (Cloud Run, cron), few of whose events are worth a thread:
+`handle` is a function for AWS Lambda or Google Cloud, which freeze the machine between two calls.
+Run as a program, this is a job (Cloud Run, cron) that logs only a few events:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     python examples/serverless.py

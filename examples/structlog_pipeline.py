@@ -1,6 +1,6 @@
-"""structlog: one processor more, and the log calls as they are.
+"""structlog: one additional processor, unchanged log calls.
 
-Run it by
+Run it:
 
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
     python examples/structlog_pipeline.py

@@ -1,6 +1,6 @@
-"""How an application tests its events: without BigQuery, and without setting anything.
+"""How an application tests its events, without BigQuery and without environment variables.
 
-Run it by
+Run it:
 
     python -m pytest examples/test_with_captured_events.py
 """

@@ -1,6 +1,6 @@
 """Standard logging, configured by a YAML file with options of the handler.
 
-Run it by
+Run it:
 
     python -m pip install pyyaml
     export EVENTS_BQ_DATASET=my-project.my_dataset EVENTS_BQ_TABLE=events
