@@ -124,3 +124,12 @@ def test_a_record_is_a_line_of_json_with_its_checksum_and_blanks_after_it(
         {"number": 2, "stream": None, "end": 0, "stored": [], "intent": None},
     ]
     assert first.rstrip(b" ").count(b"\n") == 1
+
+
+def test_a_record_without_an_intent_is_found_again(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    record = ledger.write(stream=None, end=3, stored=[RUN], intent=None)
+    ledger.close()
+    again = Ledger(directory, NAME)
+    assert again.records == [record]
+    again.close()
