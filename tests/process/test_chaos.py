@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -96,6 +96,16 @@ def is_up(port: int) -> bool:
     return False
 
 
+def calls_in(notes: Path) -> defaultdict[str, set[str]]:
+    """The events whose calls began, returned or dropped them."""
+    calls: defaultdict[str, set[str]] = defaultdict(set)
+    for line in notes.read_text().splitlines():
+        if line.count(" ") == 1:  # a kill may cut one off
+            word, event = line.split()
+            calls[word].add(event)
+    return calls
+
+
 def test_what_was_logged_is_in_the_table_whatever_happens(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,8 +167,7 @@ def test_what_was_logged_is_in_the_table_whatever_happens(
         for program in programs:
             program.kill()
 
-    words = [line.split() for line in notes.read_text().splitlines() if line.count(" ") == 1]
-    calls = {word: {event for said, event in words if said == word} for word, _ in words}
+    calls = calls_in(notes)
     print(  # noqa: T201
         f"{ {word: len(events) for word, events in calls.items()} }, rows {rows.total():,}, "
         f"different {len(rows):,}, faults {dict(done)}, answers {dict(proxy.done)}"
