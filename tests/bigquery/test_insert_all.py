@@ -247,7 +247,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         (hang(), "ReadTimeout: "),
         (drip(0.05), "ConnectionError: "),
         (drip(0.05, head=True), "ReadTimeout: "),
-        (redirect(302), "302: a redirect would lose the rows: something in between"),
+        (redirect(302), "302: a redirect would lose the rows: something else answers"),
         (answer(b"<html>"), "JSONDecodeError: "),
         (answer(b"[]"), "no acknowledgement: the answer is a list"),
         (answer(b'{"error": {"code": 403, "message": "no"}}'), "200 with an error in it: 403: no"),
