@@ -51,6 +51,12 @@ def read_table() -> dict[tuple[str, str], tuple[int, str]]:
 TABLE = read_table()
 
 
+NO_CREDENTIALS = (
+    "Your default credentials were not found. To set up Application Default Credentials, see "
+    "https://cloud.google.com/docs/authentication/external/set-up-adc for more information."
+)
+
+
 def without_chance(said: str, directory: Path) -> str:
     """Ports, directories and numbers of jobs differ each time."""
     said = said.replace(str(directory), "DIR")
@@ -60,6 +66,9 @@ def without_chance(said: str, directory: Path) -> str:
     said = re.sub(r"within [\d.]+ s", "within TIMEOUT s", said)
     said = re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", said)
     said = re.sub(r"(?m)^INFO .*$", "", said)  # how far `ship` is
+    # google-auth and click, as old as is allowed, say it in other words.
+    said = re.sub(r"Could not automatically determine credentials\..*", NO_CREDENTIALS, said)
+    said = said.replace(" -h' for help", " --help' for help")
     said = re.sub(r"\n\n+", "\n", said)
     return re.sub(r"process \d+", "process PID", said).strip()
 
