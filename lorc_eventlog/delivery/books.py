@@ -173,6 +173,10 @@ class Books:
                 self.dead += 1
                 self._settled_bytes += size
 
+    def is_undecided(self, batch: Batch) -> bool:
+        """Whether a result for ``batch`` may still change something."""
+        return batch in self._in_flight or batch in self._copies
+
     def _find(self, batch: Batch, *, settles: bool) -> Batch | None:
         """Return what stands for ``batch`` now; None if a result for it changes nothing.
 

@@ -111,6 +111,8 @@ class Closing:
 
     def _say_what_is_left(self, why: str) -> None:
         left = self._senders.run(self._left)
+        if not left.events:  # the last of them was delivered just now
+            return
         if self.exit_deadline is None:
             logger.error("%s", self._report.left_by_close(left, why))
         else:

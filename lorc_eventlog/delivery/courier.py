@@ -54,8 +54,8 @@ class Courier:
         report: Report,
         connect: Callable[[], object] | None = None,
     ) -> None:
-        self._is_saying = False
-        """Whether a thread says something. One at a time: a handler may hang for ever."""
+        self._sayer: int | None = None
+        """The thread that says something. One at a time: a handler may hang for ever."""
         self._lock = lock
         self._queue = queue
         self._transport = transport
@@ -109,8 +109,12 @@ class Courier:
 
     def say_the_rest(self, deadline: float | None) -> None:
         """Say what is noted on this thread; wait for one that says something. Without the lock."""
-        while self._lock.run(self._await_turn, deadline):
-            self._say()
+        try:
+            while self._lock.run(self._await_turn, deadline):
+                self._say()
+        finally:
+            # Hazard: a signal handler may raise between the turn and its end.
+            self._lock.run(self._end_saying)
 
     def put_down(self, error: BaseException | None = None) -> None:
         """Tell that this thread's task is over; ``error`` is what ended it early."""
@@ -142,13 +146,13 @@ class Courier:
             self._is_connecting_until = 0.0
 
     def _begin_to_say(self) -> bool:
-        if self._is_saying or not self._report.has_news:
+        if self._sayer is not None or not self._report.has_news:
             return False
-        self._is_saying = True
+        self._sayer = threading.get_ident()
         return True
 
     def _await_turn(self, deadline: float | None) -> bool:
-        while self._is_saying and (deadline is None or time.monotonic() < deadline):
+        while self._sayer is not None and (deadline is None or time.monotonic() < deadline):
             self._said.wait(LONGEST_WAIT)
         return self._begin_to_say()
 
@@ -159,8 +163,9 @@ class Courier:
             self._lock.run(self._end_saying)
 
     def _end_saying(self) -> None:
-        self._is_saying = False
-        self._said.notify_all()
+        if self._sayer == threading.get_ident():
+            self._sayer = None
+            self._said.notify_all()
 
     def _do_chore(self, chore: Callable[[], object]) -> None:
         result = None

@@ -123,6 +123,7 @@ class Dispatcher:
         """Have a sender look for work: for a row that was left in the inbox, or on disk."""
         if not self._lock.is_owned():
             self._senders.run(self._senders.see_to_inbox)
+            self.closing.finish_late()
 
     def _submit(self, row: Row) -> None:
         self._senders.is_closed = False

@@ -94,10 +94,14 @@ class FreshRows:
                 or portion.size + size > self._limits.request_bytes
             ):
                 portion = _Portion(self.position, since)
-                portions.append(portion)
+                new: tuple[_Portion, ...] = (portion,)
+            else:
+                new = ()
             rows = portion.rows
+            # Not by calls, such as append: a portion without a row would be sent.
             rows += (row,)
             portion.size += size
+            portions += new
             self.added_bytes += size
             self.position += 1
             del inbox[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
+from lorc_eventlog.delivery.batch import Verdict
 from lorc_eventlog.delivery.report import Cause, Report
 from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.events.envelope import to_envelope
@@ -15,7 +16,7 @@ from lorc_eventlog.lifecycle.signals import with_signals
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import DeadLetterCallback
-    from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue, Verdict
+    from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue
     from lorc_eventlog.lifecycle.locks import Lock
 
 
@@ -113,6 +114,8 @@ class Settlement:
     def _decide(self, batch: Batch, outcome: Answer | Failure | Refusal, started: float) -> Verdict:
         now = time.monotonic()
         queue = self._queue
+        if not queue.is_undecided(batch):  # a second copy of the request was quicker
+            return Verdict()
         if isinstance(outcome, Answer):
             verdict = queue.succeeded(batch, outcome, now)
             if verdict.stored:
