@@ -105,22 +105,22 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         """Submit ``record`` as an event; what goes wrong goes to :meth:`handleError`."""
         fields = record.__dict__
         known = OF_LOGGING
-        event_type = fields.get("event_type")
-        if event_type is None:
-            if "extra" not in fields and type(record.msg) is str:
-                return
-            found = inside(revealed(record))
-            if found is None:
-                return
-            fields, known = found
-            event_type = fields["event_type"]
         try:
+            event_type = fields.get("event_type")
+            if event_type is None:
+                if "extra" not in fields and type(record.msg) is str:
+                    return
+                found = inside(revealed(record))
+                if found is None:
+                    return
+                fields, known = found
+                event_type = fields["event_type"]
             if is_about_delivery(record):
                 return
             payload = fields.get("payload")
             if payload is None:
-                if HIDDEN in fields:
-                    self.emit(revealed(record))
+                if HIDDEN in fields and (shown := revealed(record)) is not record:
+                    self.emit(shown)
                     return
                 from_others = self._payload_from_extra or known is OF_STRUCTLOG
                 payload = others(fields, known) if from_others else {}

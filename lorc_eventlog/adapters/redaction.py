@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from lorc_eventlog.adapters.records import ENVELOPE, OF_LOGGING, OF_STRUCTLOG, others
@@ -84,6 +84,19 @@ class _Hidden(str):
         made = super().__new__(cls, text)
         made.fields = dict(earlier.fields) if isinstance(earlier, _Hidden) else {}
         return made
+
+    def __reduce__(self) -> tuple[Callable[..., _Hidden], tuple[str, dict[str, Any]]]:
+        """Pickle what is hidden, too: a listener in another process may be the one that delivers.
+
+        By hand, because ``SocketHandler`` pickles by protocol 1, which knows no ``__slots__``.
+        """
+        return _unpickled, (str(self), self.fields)
+
+
+def _unpickled(text: str, fields: dict[str, Any]) -> _Hidden:
+    made = _Hidden(text)
+    made.fields = fields
+    return made
 
 
 def revealed(record: logging.LogRecord) -> logging.LogRecord:

@@ -309,3 +309,39 @@ class TestTheProcessor:
             BigQueryEventProcessor(redact_line="yes")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"writer, redact_line, batch_rows, "):
             BigQueryEventProcessor(redact=True)  # type: ignore[call-arg]
+
+
+def hidden_record() -> logging.LogRecord:
+    record = logging.makeLogRecord({"name": "a", "msg": "happened", **EVENT})
+    return RedactionFilter().filter(record)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_redacted_record_may_be_pickled_for_a_process_that_delivers(protocol: int) -> None:
+    """``SocketHandler`` uses protocol 1, and a queue of multiprocessing a later one."""
+    attributes = pickle.loads(pickle.dumps(hidden_record().__dict__, protocol))
+    assert PRIVATE not in str(attributes)
+    with capture_events() as events:
+        BigQueryEventHandler(source="s").handle(logging.makeLogRecord(attributes))
+    assert [event["payload"] for event in events] == [{"text": PRIVATE}]
+
+
+def test_a_redacted_record_that_went_through_json_is_an_event_without_payload() -> None:
+    attributes = json.loads(json.dumps(hidden_record().__dict__, default=str))
+    with capture_events() as events:
+        BigQueryEventHandler(source="s").handle(logging.makeLogRecord(attributes))
+    assert [(event["event_type"], event["payload"]) for event in events] == [("a.b", {})]
+
+
+def test_a_record_that_cannot_be_copied_is_a_lost_event_and_no_exception(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Broken(logging.LogRecord):
+        def __copy__(self) -> None:
+            raise ValueError
+
+    record = Broken("a", logging.INFO, "p", 1, {"event_type": "a.b"}, None, None)
+    record.__dict__.update(hidden_record().__dict__, event_type=None, extra={})
+    with capture_events():
+        BigQueryEventHandler(source="s").handle(record)
+    assert "ValueError" in capsys.readouterr().err
