@@ -105,6 +105,7 @@ class Closing:
 
     def _end(self) -> set[threading.Thread]:
         self._senders.is_closed = True
+        self._flusher.end_second_tries()
         self._senders.call_all()
         self._report.note_drops()
         return self._senders.to_join()

@@ -119,8 +119,10 @@ class Courier:
     def put_down(self, error: BaseException | None = None) -> None:
         """Tell that this thread's task is over; ``error`` is what ended it early."""
         batch = self._in_hand.pop(threading.get_ident(), None)
-        if batch is not None and error is not None:
-            self._settlement.interrupt(batch, error)
+        if error is not None:
+            self._end_saying()  # it was this thread's turn, and perhaps it said nothing
+            if batch is not None:
+                self._settlement.interrupt(batch, error)
 
     def _send(self, batch: Batch, timeout: float) -> None:
         started = time.monotonic()

@@ -132,6 +132,9 @@ class Dispatcher:
         # between, the result is a spurious call, not an unnoticed row.
         self._senders.call_lookout()
         while not self._queue.accept(row, time.monotonic()):
+            if not self._queue.may_hold(row):  # else the call would wait until all is delivered
+                self._settlement.drop()
+                break
             if self._blocks and self._queue.holds_only_doubtful:
                 # Hazard: the call would wait for ever, because only a new row can decide.
                 self._queue.add(row, time.monotonic())

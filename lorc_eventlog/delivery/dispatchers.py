@@ -116,7 +116,7 @@ class Dispatchers:
     def _replace(self, stale: Dispatcher) -> Dispatcher:
         if self.current is stale and self._transport is not None:
             # Hazard: a greenlet cannot use the connections of a thread, nor a thread a greenlet's.
-            self._transport = InsertAllTransport(self._client, self._table)
+            self._transport = self._make_transport(self._client, self._table)
             self._transport.reconnect()
             fresh = self._make(self._transport)
             self._retired = (*self._retired, stale)

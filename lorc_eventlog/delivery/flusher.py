@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.delivery.senders import MAX_SENDERS, REQUEST_TIMEOUT
+from lorc_eventlog.delivery.senders import REQUEST_TIMEOUT
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.courier import Courier, Task
@@ -42,6 +42,7 @@ class Flusher:
         self._queue = queue
         self._courier = courier
         self._senders = senders
+        self._most_senders = senders.most
         self._progress = progress
 
     def flush(self, deadline: float | None, second_try_after: float | None = None) -> bool:
@@ -76,6 +77,10 @@ class Flusher:
         self._senders.call_all()
         return position
 
+    def end_second_tries(self) -> None:
+        """Have no more senders from now on than usual. Under the lock."""
+        self._senders.most = self._most_senders
+
     def _await(
         self, position: int, deadline: float | None, second_try_after: float | None
     ) -> bool | Task:
@@ -108,7 +113,8 @@ class Flusher:
     def _try_again(self, hanging: int) -> None:
         """Send what hangs once more: over new connections, and by more threads."""
         self._courier.reconnect()
-        self._senders.most = 2 * MAX_SENDERS
+        if self._most_senders > 1:  # one alone keeps an order
+            self._senders.most = 2 * self._most_senders
         for _ in range(hanging):
             self._senders.run(self._senders.call)
 

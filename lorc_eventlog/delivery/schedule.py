@@ -12,6 +12,7 @@ from lorc_eventlog.delivery.books import Books
 from lorc_eventlog.delivery.doubt import PROBE_ROWS, REFUSALS_IN_TROUBLE, DoubtPolicy
 from lorc_eventlog.delivery.pace import Pace
 from lorc_eventlog.delivery.suspicion import suspicion
+from lorc_eventlog.events.row import row_bytes
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
@@ -179,6 +180,10 @@ class Schedule(Books):
         return batch, at
 
     # What only a queue with disk behind it has something to do for
+
+    def may_hold(self, row: Row) -> bool:
+        """Whether there may ever be room for ``row``."""
+        return row_bytes(row) <= self._capacity_bytes
 
     def accept_nested(self, row: Row) -> bool:  # noqa: ARG002
         """Take ``row`` although another method is being run; False if that cannot be."""

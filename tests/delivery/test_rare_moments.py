@@ -11,15 +11,17 @@ from google.cloud import bigquery
 
 from harness import make_event, running_writer, submit_events
 from inside import dispatcher_of, queue_of
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
 from lorc_eventlog.delivery import fresh
 from lorc_eventlog.delivery.courier import Courier
+from lorc_eventlog.delivery.dispatchers import ConnectingTransport, Dispatchers
 from lorc_eventlog.delivery.report import Report
 from lorc_eventlog.delivery.settlement import Settlement
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.lifecycle.locks import Lock
 from queue_clock import Clock
-from scripted_bigquery import ScriptedBigQuery
+from scripted_bigquery import ScriptedBigQuery, status
 
 DOWN = Failure(Reason("down"), None, may_be_the_rows=False, stored="unknown")
 
@@ -119,3 +121,65 @@ def test_a_turn_to_say_something_ends_however_it_is_left() -> None:
     courier._sayer = threading.get_ident() + 1  # another thread has its turn
     courier.say_the_rest(0.0)
     assert courier._sayer is not None
+
+
+def test_a_turn_ends_when_the_thread_never_came_to_say_anything() -> None:
+    """Ctrl-C comes after the turn was given, before the task that says something begins."""
+    report: Any = SimpleNamespace(has_news=True)
+    courier = Courier(Lock(), Clock().queue, SimpleNamespace(), SimpleNamespace(), report)  # type: ignore[arg-type]
+    task, _ = courier._lock.run(courier.choose, 0.0, 1.0)
+    assert task is not None
+    courier._lock.run(courier.put_down, KeyboardInterrupt())
+    task, _ = courier._lock.run(courier.choose, 0.0, 1.0)
+    assert task is not None
+
+
+def test_a_row_that_never_has_room_does_not_wait_for_the_others(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    scripted.always(status(503))
+    with running_writer(client, capacity_bytes=2000, overflow="block") as writer:
+        submit_events(writer, range(1))
+        call = threading.Thread(
+            target=writer.submit, args=({**make_event(1), "payload": {"text": "x" * 3000}},)
+        )
+        call.start()
+        call.join(30)
+        assert not call.is_alive()
+        stats = writer.stats()
+        assert (stats.buffered, stats.dropped) == (1, 1)
+        scripted.healthy()
+
+
+@pytest.mark.parametrize(("usual", "more"), [(1, 1), (3, 6)])
+def test_a_close_that_tries_again_has_more_senders_only_for_that_time(
+    client: bigquery.Client, usual: int, more: int
+) -> None:
+    with running_writer(client) as writer:
+        submit_events(writer, range(1))
+        flusher = dispatcher_of(writer)._flusher
+        senders = flusher._senders
+        senders.most = flusher._most_senders = usual
+        flusher._try_again(0)
+        assert senders.most == more
+        writer.close()
+        assert senders.most == usual
+
+
+def test_a_dispatcher_that_replaces_another_sends_as_that_one_did(
+    client: bigquery.Client,
+) -> None:
+    with running_writer(client) as writer:
+        submit_events(writer, range(1))
+        assert writer.flush(10)
+        dispatchers = writer._dispatchers
+        assert isinstance(dispatchers, Dispatchers)
+        made: list[ConnectingTransport] = []
+
+        def make(client: bigquery.Client | None, table: str) -> ConnectingTransport:
+            made.append(InsertAllTransport(client, table))
+            return made[-1]
+
+        dispatchers._make_transport = make
+        dispatchers._replace(dispatchers.current)
+        assert [dispatchers._transport] == made
