@@ -1,6 +1,7 @@
 """The seam between delivery and BigQuery: rows go in, and what became of them comes out.
 
-Delivery knows only this module. ``insert_all`` speaks REST behind it.
+Delivery's queue, senders and report know only this module. ``insert_all`` speaks REST behind it,
+and ``storage_write`` gRPC; whoever makes a transport names one of them.
 """
 
 from __future__ import annotations

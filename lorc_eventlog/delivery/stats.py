@@ -25,7 +25,10 @@ class WriterStats:
     dropped: int
     """Lost to a full buffer."""
     retries: int
-    """Requests that failed and whose rows are sent again."""
+    """Requests that failed or were interrupted, and whose rows are sent again.
+
+    Neither a request that is refused, and divided, nor a row that BigQuery puts off is counted.
+    """
     buffered: int
     """Waiting, or on their way."""
     spooled: int

@@ -227,7 +227,7 @@ class EventWriter(Waits):
             dispatcher.close()
 
     def stats(self) -> WriterStats:
-        """Return the counters, all taken at one moment."""
+        """Return the counters of one moment; of several, added, if gevent patched us late."""
         return sum([dispatcher.stats() for dispatcher in self._dispatchers.all()], NO_EVENTS)
 
 
