@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from queue_clock import Clock
+
 
 @pytest.fixture
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Calling it ends what this makes true: that no thread can be started."""
+def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full jitter picks a pause from 0 to a limit; here always the limit."""
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
 
-    def start(_self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
 
-    patched = pytest.MonkeyPatch()
-    start_of_threads = threading.Thread.start
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
-    def guarded(self: threading.Thread) -> None:
-        if "lorc_eventlog" in self.name:
-            start(self)
-        start_of_threads(self)
 
-    patched.setattr(threading.Thread, "start", guarded)
-    monkeypatch.setattr(threading, "_nothing", None, raising=False)
-    return patched.undo
+@pytest.fixture
+def no_threads() -> Iterator[Callable[[], None]]:
+    """While a test runs, no thread of ours can be started; calling it ends that."""
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if "lorc_eventlog" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_others)
+        yield patched.undo

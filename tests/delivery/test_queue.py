@@ -9,19 +9,12 @@ import pytest
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.delivery.pace import FIRST_PAUSE, LAST_PAUSE, MAX_PAUSE
 from lorc_eventlog.delivery.schedule import HUNG_AFTER
-from queue_clock import TOO_LARGE, Clock, draw_longest_pauses, numbers
+from queue_clock import TOO_LARGE, Clock, numbers
 
 MAX_REQUEST_BYTES = LIMITS.request_bytes
 
 
-@pytest.fixture(autouse=True)
-def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+pytestmark = pytest.mark.usefixtures("longest_pauses")
 
 
 # When the process ends

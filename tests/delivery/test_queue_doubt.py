@@ -18,19 +18,10 @@ from lorc_eventlog.delivery.schedule import OVERDUE
 from queue_clock import (
     TOO_LARGE,
     Clock,
-    draw_longest_pauses,
     numbers,
 )
 
-
-@pytest.fixture(autouse=True)
-def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+pytestmark = pytest.mark.usefixtures("longest_pauses")
 
 
 def refused(

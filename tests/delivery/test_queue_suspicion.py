@@ -24,17 +24,9 @@ from lorc_eventlog.delivery.suspicion import (
     is_proved,
     suspicion,
 )
-from queue_clock import Clock, draw_longest_pauses, failure, make_row, numbers
+from queue_clock import Clock, failure, make_row, numbers
 
-
-@pytest.fixture(autouse=True)
-def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+pytestmark = pytest.mark.usefixtures("longest_pauses")
 
 
 # Rows to blame

@@ -5,29 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lorc_eventlog.bigquery.transport import Answer, Reason, RefusedRow
-from lorc_eventlog.delivery.batch import Batch
 from lorc_eventlog.delivery.pace import FIRST_PAUSE, MAX_IN_FLIGHT, Pace
 from lorc_eventlog.delivery.schedule import COURTESY, HUNG_AFTER, OVERDUE
-from queue_clock import Clock, draw_longest_pauses, numbers
+from queue_clock import Clock, numbers, take_new
 
-
-@pytest.fixture(autouse=True)
-def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def take_new(clock: Clock, *rows: int) -> Batch:
-    """Add rows, and take them."""
-    clock.add(*rows)
-    clock.flush()
-    batch = clock.take()
-    assert numbers(batch) == [*rows]
-    return batch
+pytestmark = pytest.mark.usefixtures("longest_pauses")
 
 
 def put_in_doubt(clock: Clock, *rows: int) -> None:

@@ -22,28 +22,12 @@ from lorc_eventlog.delivery.doubt import (
 from lorc_eventlog.delivery.fresh import FreshRows
 from lorc_eventlog.delivery.pace import FIRST_PAUSE
 from lorc_eventlog.events.row import row_bytes
-from queue_clock import REFUSAL, TOO_LARGE, Clock, draw_longest_pauses, make_row, numbers
+from queue_clock import REFUSAL, TOO_LARGE, Clock, make_row, numbers, take_new
 
 SIZE = row_bytes(make_row(0))
 
 
-@pytest.fixture(autouse=True)
-def longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def take_new(clock: Clock, *rows: int) -> Batch:
-    """Add rows, and take them."""
-    clock.add(*rows)
-    clock.flush()
-    batch = clock.take()
-    assert numbers(batch) == [*rows]
-    return batch
+pytestmark = pytest.mark.usefixtures("longest_pauses")
 
 
 def refuse(clock: Clock, batch: Batch, *indexes: int, kind: str = "no such field") -> None:
@@ -380,8 +364,7 @@ def test_a_row_in_doubt_may_be_given_up_although_another_batch_failed_long_ago(
         is_dead = clock.fail(clock.take_next())
 
 
-def test_in_trouble_no_more_than_a_few_rows_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_longest_pauses(monkeypatch)
+def test_in_trouble_no_more_than_a_few_rows_probe() -> None:
     clock = Clock(batch_rows=50)
     refuse(clock, take_new(clock, *range(50)))
     for _ in range(REFUSALS_IN_TROUBLE - 1):

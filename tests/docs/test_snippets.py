@@ -180,23 +180,21 @@ class Reader:
     def _run_what_stands_alone(self) -> None:
         if not self._alone:
             return
-        shown = subprocess.run(
-            [sys.executable, "-c", RUNNER],
-            input=json.dumps(self._alone),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            cwd=self.folder,
-            env=self.environment,
-        )
+        shown = self._finished([sys.executable, "-c", RUNNER], json.dumps(self._alone))
         self._alone.clear()
         assert shown.returncode == 0, shown.stdout + shown.stderr
         assert "lorc_eventlog: " not in shown.stderr, "an event was not recorded"
 
     def _run(self, command: str) -> None:
-        ran = subprocess.run(
-            ["sh", "-c", self._here(command)],
+        ran = self._finished(["sh", "-c", self._here(command)])
+        assert ran.returncode == 0, f"{command}: {ran.stdout}{ran.stderr}"
+
+    def _finished(
+        self, command: list[str], given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            input=given,
             capture_output=True,
             text=True,
             timeout=120,
@@ -204,7 +202,6 @@ class Reader:
             cwd=self.folder,
             env=self.environment,
         )
-        assert ran.returncode == 0, f"{command}: {ran.stdout}{ran.stderr}"
 
     def _here(self, code: str) -> str:
         """Let code use the tests' dataset and folder, and no jq, which may not be there."""

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import header_of
 from scripted_bigquery import ScriptedBigQuery
 from shipped import numbers_on_disk
+from shippers import TABLE, shipping
 
-TABLE = "dataset.events"
 HEADER = encode_line(header_of(TABLE))
 ERRORS = 40
 
@@ -37,19 +36,6 @@ ERRORS = 40
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "spool"
-
-
-@contextmanager
-def shipping(path: Path, **settings: Any) -> Iterator[Shipper]:
-    shipper = Shipper(Settings(**{"directory": path, "table": TABLE, "interval": 0.05, **settings}))
-    shipper.start()
-    try:
-        yield shipper
-    finally:
-        shipper.stop_reading()
-        shipper.wait_until(lambda progress: progress.is_settled, 20)
-        shipper.close()
-        shipper.close()  # which changes nothing
 
 
 def line(number: int, size: int = 0) -> bytes:

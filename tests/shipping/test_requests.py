@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
@@ -184,23 +185,30 @@ def test_without_disk_for_the_ledger_nothing_is_sent(
     assert streams.stored() == {"a": 1, "b": 1}
 
 
-def test_a_refusal_that_cannot_be_recorded_is_settled_by_the_fence(
-    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log(application, "a")
-    shipper = Shipper(disk, streams, [])
+@contextmanager
+def refusing_results(shipper: Shipper) -> Iterator[None]:
+    """The disk takes intents, and no record that says only what became of one."""
     books = shipper._transport._books
     write = books.write
 
     def refuse_results(intent: object) -> None:
         if intent is None:
-            raise OSError(5, "Input/output error")
+            raise OSError(28, "No space left on device")
         write(cast("Any", intent))
 
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(books, "write", refuse_results)
+        yield
+
+
+def test_a_refusal_that_cannot_be_recorded_is_settled_by_the_fence(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    shipper = Shipper(disk, streams, [])
     streams.appends.append(Failure(Reason("INTERNAL"), None, may_be_the_rows=True, stored="no"))
-    monkeypatch.setattr(books, "write", refuse_results)
-    shipper.step(10)
-    monkeypatch.setattr(books, "write", write)
+    with refusing_results(shipper):
+        shipper.step(10)
     finish(shipper)
     assert streams.stored() == {"a": 1}
     assert len(streams.streams) == 2
@@ -293,24 +301,15 @@ def test_what_is_said_of_a_stream_that_is_gone(
 
 
 def test_a_stream_that_is_gone_is_fenced_if_the_ledger_cannot_say_so(
-    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+    streams: Answers, disk: FakeDisk, application: Application
 ) -> None:
     log(application, "a")
     shipper = Shipper(disk, streams, [])
-    books = shipper._transport._books
-    write = books.write
-
-    def refuse_results(intent: object) -> None:
-        if intent is None:
-            raise OSError(28, "No space left on device")
-        write(cast("Any", intent))
-
     streams.appends.append(Gone(NOT_FOUND))
-    monkeypatch.setattr(books, "write", refuse_results)
-    shipper.step(10)
+    with refusing_results(shipper):
+        shipper.step(10)
     assert shipper._transport._requests.pending is not None
     assert shipper._transport._requests.pending.needs_fence
-    monkeypatch.setattr(books, "write", write)
     finish(shipper)
     assert streams.stored() == {"a": 1}
 

@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender
 from scripted_bigquery import ScriptedBigQuery, reset_after_storing, status
 from scripted_storage import Cut, ScriptedStorage
-
-TABLE = "dataset.events"
+from shippers import TABLE, shipping
 
 
 @pytest.fixture
@@ -58,18 +56,6 @@ def append(appender: SegmentAppender, numbers: range, **payload: Any) -> None:
     for number in numbers:
         row = row_at(time.time(), "test.happened", {"number": number, **payload}, "tests")
         appender.append(encode_line(row), time.monotonic())
-
-
-@contextmanager
-def shipping(path: Path, **settings: Any) -> Iterator[Shipper]:
-    shipper = Shipper(Settings(**{"directory": path, "table": TABLE, "interval": 0.05, **settings}))
-    shipper.start()
-    try:
-        yield shipper
-    finally:
-        shipper.stop_reading()
-        shipper.wait_until(lambda progress: progress.is_settled, 10)
-        shipper.close()
 
 
 def numbers_in(server: ScriptedBigQuery) -> list[int]:

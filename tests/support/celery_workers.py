@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,3 +55,20 @@ def send_tasks(folder: Path, task: str, count: int) -> list[str]:
     for message in sorted((folder / "outbox").glob("*.celery.msg")):
         message.rename(folder / "broker" / message.name)
     return sent.stdout.split()
+
+
+def shut_down_cold(folder: Path) -> tuple[set[int], str]:
+    """End a worker by SIGQUIT while it sends reports: those that it said it sent, and all it said.
+
+    billiard hangs where a thread of a worker process takes its SIGTERM.
+    """
+    make_broker(folder)
+    with running_celery(folder, "--concurrency", "2") as worker:
+        send_tasks(folder, "send_report", 100)
+        worker.wait_for(r"report \d+ sent", 5)
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.process.wait(90)
+    said = "".join(worker.said)
+    sent = {int(pages) for pages in re.findall(r"report (\d+) sent", said)}
+    assert len(sent) < 100
+    return sent, said

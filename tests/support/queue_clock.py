@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-
 import orjson
-import pytest
 
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
@@ -15,11 +12,6 @@ from lorc_eventlog.events.row import Row
 
 REFUSAL = Refusal(Reason("400 invalid"), is_about_size=False)
 TOO_LARGE = Refusal(Reason("413"), is_about_size=True)
-
-
-def draw_longest_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full jitter picks a pause from 0 to a limit; here always the limit."""
-    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
 
 
 def make_row(number: int, text: str = "") -> Row:
@@ -124,3 +116,12 @@ class Clock:
 
     def pass_(self, batch: Batch, *again: int) -> None:
         self.queue.succeeded(batch, Answer(again=again), self.now)
+
+
+def take_new(clock: Clock, *rows: int) -> Batch:
+    """Add rows, and take them."""
+    clock.add(*rows)
+    clock.flush()
+    batch = clock.take()
+    assert numbers(batch) == [*rows]
+    return batch
