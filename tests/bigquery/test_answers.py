@@ -34,19 +34,17 @@ def told(errors: object) -> str:
 
 # What acknowledges rows
 
-KIND = "bigquery#tableDataInsertAllResponse"
-
 
 @pytest.mark.parametrize(
     "body",
     [
-        {"kind": KIND},
-        {"kind": KIND, "of another year": True},
-        {},  # an emulator that leaves out what is empty, as encoders of Go do
+        {"kind": "bigquery#tableDataInsertAllResponse"},
+        {"kind": "bigquery#tableDataInsertAllResponse", "of another year": True},
+        {},  # an emulator that leaves out what is empty
         {"insertErrors": []},
         {"insertErrors": None},
-        {"kind": KIND, "error": None},
-        UserDict(kind=KIND),
+        {"kind": "k", "error": None},
+        UserDict(kind="k"),
     ],
 )
 def test_an_object_of_bigquerys_form_acknowledges_all_rows(body: object) -> None:
@@ -60,10 +58,7 @@ def test_an_object_of_bigquerys_form_acknowledges_all_rows(body: object) -> None
         ("hello", "no acknowledgement: the answer is a str, not an object"),
         (None, "no acknowledgement: the answer is a NoneType, not an object"),
         ({"status": "UP"}, "no acknowledgement: the answer is not BigQuery's"),
-        ({"kind": "bigquery#table"}, "no acknowledgement: the answer is not BigQuery's"),
-        ({"kind": "k", "insertErrors": []}, "no acknowledgement: the answer is not BigQuery's"),
-        ({"kind": None}, "no acknowledgement: the answer is not BigQuery's"),
-        ({"kind": KIND, "insertErrors": 5}, "no acknowledgement: its insertErrors are no list"),
+        ({"kind": "k", "insertErrors": 5}, "no acknowledgement: its insertErrors are no list"),
         ({"insertErrors": {"0": {}}}, "no acknowledgement: its insertErrors are no list"),
         ({"insertErrors": "bad"}, "no acknowledgement: its insertErrors are no list"),
         ({"insertErrors": ["bad"]}, "no acknowledgement: an error of a row is no object"),
@@ -272,9 +267,8 @@ NO_ACKNOWLEDGEMENTS = [
     b"<html>Log in!</html>",
     b'{"status": "UP"}',
     b'{"error": {"code": 503, "message": "upstream down"}}',
-    b'{"kind": "bigquery#table"}',
-    b'{"insertErrors": [{"index": 7, "errors": []}]}',
-    b'{"insertErrors": [{"index": -1, "errors": []}]}',
+    b'{"kind": "k", "insertErrors": [{"index": 7, "errors": []}]}',
+    b'{"kind": "k", "insertErrors": [{"index": -1, "errors": []}]}',
 ]
 
 

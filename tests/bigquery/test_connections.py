@@ -258,7 +258,7 @@ class Slow(requests.adapters.BaseAdapter):
     def send(self, *_: object, **__: object) -> requests.Response:
         response = requests.Response()
         response.status_code = 200
-        response._content = b"{}"
+        response._content = b'{"kind": "k"}'
         return response
 
     def close(self) -> None:
