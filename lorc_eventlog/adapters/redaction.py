@@ -27,6 +27,9 @@ class RedactionFilter(logging.Filter):
     wherever it stands. Other handlers do, too, unless they come after this one on Python 3.11,
     where a filter cannot replace a record and changes it instead.
 
+    A record that is pickled, as by ``SocketHandler``, carries what is hidden to the process that
+    reads it: that may be the one that delivers.
+
     Args:
         payload_from_extra: As for the handler: True hides all other extras of an event as well.
 
