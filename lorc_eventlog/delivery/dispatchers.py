@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from lorc_eventlog.bigquery.insert_all import LIMITS, InsertAllTransport
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.bigquery.transport import Transport
 from lorc_eventlog.delivery.batch import Bounds
@@ -20,6 +20,7 @@ from lorc_eventlog.lifecycle.locks import Lock
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
+    from lorc_eventlog.bigquery.transport import Limits
     from lorc_eventlog.delivery.options import WriterOptions
 
 INTERVAL_OF_A_JOB = 0.05
@@ -133,7 +134,7 @@ class Dispatchers:
         flush_interval = options.flush_interval
         if fork.may_end_at_once():
             flush_interval = min(flush_interval, INTERVAL_OF_A_JOB)
-        queue, report = _make_queue(options, self._table, Notes(), flush_interval)
+        queue, report = _make_queue(options, self._table, Notes(), flush_interval, transport.limits)
         dispatcher = Dispatcher(
             queue,
             transport,
@@ -149,10 +150,10 @@ class Dispatchers:
 
 
 def _make_queue(
-    options: WriterOptions, table: str, notes: Notes, flush_interval: float
+    options: WriterOptions, table: str, notes: Notes, flush_interval: float, limits: Limits
 ) -> tuple[DeliveryQueue, Report]:
     capacity, capacity_bytes = options.capacity, options.capacity_bytes
-    bounds = Bounds(options.batch_rows, flush_interval, capacity, capacity_bytes, LIMITS)
+    bounds = Bounds(options.batch_rows, flush_interval, capacity, capacity_bytes, limits)
     said = f"capacity {capacity:,} events, capacity_bytes {capacity_bytes:,}"
     if options.spool_dir is None:
         full = f"the buffer is full ({said}; set spool_dir to keep more)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -183,3 +184,19 @@ def test_a_dispatcher_that_replaces_another_sends_as_that_one_did(
         dispatchers._make_transport = make
         dispatchers._replace(dispatchers.current)
         assert [dispatchers._transport] == made
+
+
+def test_requests_keep_to_the_limits_of_the_transport_that_sends_them(
+    scripted: ScriptedBigQuery, client: bigquery.Client
+) -> None:
+    class Small(InsertAllTransport):
+        limits = dataclasses.replace(InsertAllTransport.limits, rows=2)
+
+    with running_writer(client) as writer:
+        dispatchers = writer._dispatchers
+        assert isinstance(dispatchers, Dispatchers)
+        dispatchers._make_transport = Small
+        dispatchers._replace(dispatchers.current)
+        submit_events(writer, range(5))
+        assert writer.flush(10)
+    assert sorted(request.rows for request in scripted.requests) == [1, 2, 2]
