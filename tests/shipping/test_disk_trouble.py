@@ -7,15 +7,18 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness import Records, eventually, numbers_in, threads
 from lorc_eventlog import EventWriter
+from lorc_eventlog.delivery import spool_only
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
 from lorc_eventlog.shipping.dead_letters import DeadLetterFile
@@ -125,7 +128,17 @@ def numbers_on_disk_but_for_the_shippers(path: Path) -> list[int]:
 
 
 @pytest.mark.process
-def test_overflow_block_waits_for_a_full_disk(scripted: ScriptedBigQuery, disk: Path) -> None:
+def test_overflow_block_waits_for_a_full_disk(
+    scripted: ScriptedBigQuery, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    def wait(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=wait)
+    monkeypatch.setattr(spool_only, "time", clock)
     writer = EventWriter(spool_dir=disk / "spool", spool_only=True, overflow="block")
     filler = disk / "filler"
     writer.emit("test.happened", {"number": 0}, source="tests")
@@ -140,7 +153,7 @@ def test_overflow_block_waits_for_a_full_disk(scripted: ScriptedBigQuery, disk: 
                 writer.emit("test.happened", {"number": number, "text": "x" * 500}, source="t")
 
         with threads(1, submit):
-            time.sleep(0.2)  # long enough for the writer to run into the limit
+            assert waits.wait(30)
             filler.unlink()
     writer.close()
     with shipping(disk / "spool") as shipper:
