@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import weakref
 from functools import partial
@@ -15,6 +16,7 @@ from lorc_eventlog.delivery.inbox import Inbox
 from lorc_eventlog.delivery.senders import MAX_SENDERS, Senders
 from lorc_eventlog.delivery.settlement import Settlement
 from lorc_eventlog.events.row import Row, row_bytes
+from lorc_eventlog.lifecycle import fork
 from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
@@ -26,8 +28,35 @@ if TYPE_CHECKING:
     from lorc_eventlog.delivery.report import Report
     from lorc_eventlog.delivery.stats import WriterStats
 
-_holding: set[Dispatcher] = set()
-"""Keeps a dispatcher that nobody else refers to, until what it holds is delivered."""
+
+class _Kept:
+    """Keeps a dispatcher that nobody else refers to, until what it holds is delivered.
+
+    The child of a fork keeps none of the parent's.
+    """
+
+    def __init__(self) -> None:
+        self.dispatchers: set[Dispatcher] = set()
+        self._pid = os.getpid()
+        fork.register_first(self)
+
+    def add(self, dispatcher: Dispatcher) -> None:
+        self.dispatchers.add(dispatcher)
+
+    def discard(self, dispatcher: Dispatcher) -> None:
+        self.dispatchers.discard(dispatcher)
+
+    def restart_in_child(self) -> None:
+        fresh: set[Dispatcher] = set()
+        pid = os.getpid()
+        # Hazard: a signal handler that logs in the middle of this calls it once more, and the
+        # dispatcher that it used must be kept. So make no call between check and assignments.
+        if self._pid != pid:
+            self.dispatchers = fresh
+            self._pid = pid
+
+
+_kept = _Kept()
 
 
 class Dispatcher:
@@ -77,7 +106,7 @@ class Dispatcher:
             self._courier,
             flush_interval=flush_interval,
             most=most_senders,
-            begins=partial(_holding.add, self),
+            begins=partial(_kept.add, self),
             ended=self._sender_ended,
         )
         self._flusher = Flusher(inbox, queue, self._courier, self._senders, self._progress)
@@ -193,10 +222,6 @@ class Dispatcher:
         self.closing.close()
         self._sender_ended()
 
-    def forget(self) -> None:
-        """Let go of this dispatcher in the child of a fork: it is the parent's."""
-        _holding.discard(self)
-
     def _sender_ended(self) -> None:
         self._senders.run(self._let_rest)()
 
@@ -204,5 +229,5 @@ class Dispatcher:
         """Let go of this dispatcher if there is nothing more to do."""
         if self._queue.held or self.inbox.rows or self._senders.others():
             return int
-        _holding.discard(self)
+        _kept.discard(self)
         return self._queue.close() if self._senders.is_closed else int

@@ -94,7 +94,6 @@ class Dispatchers:
         if self._transport is None:
             self._lock = lock
             return
-        of_parent = self.current
         fresh = self._make(self._transport)
         # Hazard: a signal handler that logs in the middle of this calls it once more, and what it
         # logged must stay. So make no call between this check and the end of the assignments.
@@ -103,7 +102,6 @@ class Dispatchers:
             self.current = fresh
             self._retired = ()
             self._pid = pid
-        of_parent.forget()
         self._transport.restart_in_child()
 
     def _begin(self) -> None:

@@ -39,7 +39,7 @@ def test_close_delivers_what_is_buffered_and_ends_the_threads(
     assert numbers_in(scripted) == list(range(10))
     assert senders
     assert not any(sender.is_alive() for sender in senders)
-    assert dispatcher_of(writer) not in dispatcher_module._holding
+    assert dispatcher_of(writer) not in dispatcher_module._kept.dispatchers
 
 
 def test_close_may_be_called_again_and_again(scripted: ScriptedBigQuery) -> None:

@@ -27,7 +27,12 @@ if "QUIET_IMPORT" not in os.environ:
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     log(int(environ["PATH_INFO"].strip("/")))
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    headers = [
+        ("Content-Type", "text/plain"),
+        ("Content-Length", "2"),
+        ("Worker", str(os.getpid())),
+    ]
+    start_response("200 OK", headers)
     return slowly(float(environ["QUERY_STRING"])) if environ["QUERY_STRING"] else [b"ok"]
 
 
