@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import lorc_eventlog
@@ -144,9 +145,23 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))} | changes
 
 
-def start_program(name: str, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+class Program(subprocess.Popen[str]):
+    """A program that a ``with`` block kills if the test fails, instead of waiting for its end."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.kill()
+        super().__exit__(kind, error, traceback)
+
+
+def start_program(name: str, *arguments: object, **changes: str) -> Program:
     """Start a program of ``tests/programs`` on this Python."""
-    return subprocess.Popen(
+    return Program(
         [
             sys.executable,
             "-X",
