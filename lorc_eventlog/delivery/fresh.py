@@ -130,5 +130,7 @@ def fitting(rows: list[Row], size: int, limits: Limits) -> int:
     """How many of the first of ``rows``, of ``size`` bytes, fit into a request: at least one."""
     if size * limits.bytes_a_character <= limits.request_bytes:
         return len(rows)
+    if limits.most_bytes is not None and limits.most_bytes(rows) <= limits.request_bytes:
+        return len(rows)
     sizes = accumulate(map(limits.wire_bytes, rows))
     return max(1, sum(1 for _ in takewhile(limits.request_bytes.__ge__, sizes)))

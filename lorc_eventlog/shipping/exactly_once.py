@@ -31,13 +31,15 @@ from lorc_eventlog.shipping.follower import runs_of
 from lorc_eventlog.shipping.ledger import Intent
 from lorc_eventlog.shipping.pending import Pending, checksum_of, most_in_runs
 from lorc_eventlog.shipping.requests import Requests, ledger_failure
+from lorc_eventlog.shipping.segment import key_of
 from lorc_eventlog.shipping.stream_maker import StreamMaker
 
 if TYPE_CHECKING:
     from lorc_eventlog.diagnostics import Notes
     from lorc_eventlog.events.row import Row
     from lorc_eventlog.shipping.books import Books
-    from lorc_eventlog.shipping.follower import Follower, Place
+    from lorc_eventlog.shipping.follower import Follower
+    from lorc_eventlog.shipping.segment import Place
 
 
 class ExactlyOnceTransport:
@@ -96,7 +98,7 @@ class ExactlyOnceTransport:
         resolved = self._requests.resolved
         left: Sequence[int] = range(len(rows))
         if resolved:
-            left = [index for index in left if places[index].key not in resolved]
+            left = [index for index in left if key_of(places[index]) not in resolved]
         refused: list[RefusedRow] = []
         while left:
             sent = [places[index] for index in left]
@@ -111,12 +113,12 @@ class ExactlyOnceTransport:
             elif result is None:
                 if later:
                     # Delivery may be told of a failure of these, and then sends all again.
-                    resolved.update(place.key for place in sent[:count])
+                    resolved.update(map(key_of, sent[:count]))
                 left = later
             else:
                 return result
         if resolved:
-            resolved.difference_update(place.key for place in places)
+            resolved.difference_update(map(key_of, places))
         return Answer(tuple(refused))
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterable
+from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,7 @@ from lorc_eventlog.spool.shipped import DRAFT_PREFIX, SUFFIX, LaterVersionError
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
     from lorc_eventlog.shipping.lines import Lines
+    from lorc_eventlog.shipping.segment import Place
     from lorc_eventlog.spool.directory import Directory
 
 MAX_OPEN = 256
@@ -36,19 +38,7 @@ DAMAGED_SUFFIX = ".damaged"
 
 
 _SEGMENT = itemgetter(0)
-
-
-class Place(NamedTuple):
-    """Where an event is on disk, line break included."""
-
-    segment: Segment
-    start: int
-    end: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Name the line for as long as the spool holds it."""
-        return (self.segment.name, self.start)
+_START = itemgetter(1)
 
 
 class Found(NamedTuple):
@@ -178,9 +168,9 @@ class Follower:
             segments = self._unread[process]
             segment = segments[0]
             try:
-                for row, start, end in segment.read(limit - len(rows)):
-                    self._places[id(row)] = Place(segment, start, end)
-                    rows.append(row)
+                found, places = segment.read(limit - len(rows))
+                self._places.update(zip(map(id, found), places, strict=True))
+                rows += found
                 held += segment.is_open
                 if segment.is_read and len(segments) > 1:
                     segment.measure()  # its process has begun the next one: it is complete now
@@ -214,17 +204,19 @@ class Follower:
     def leave(self, rows: Iterable[Row]) -> None:
         """Leave ``rows`` in the spool, where the next shipper finds them."""
         places = self._take_out(rows)
-        for place in places:
-            place.segment.is_left = True
+        for segment, _, _ in places:
+            segment.is_left = True
         self._let_go(places)
 
     def _take_out(self, rows: Iterable[Row]) -> list[Place]:
-        return [self._places.pop(id(row)) for row in rows]
+        return [*map(self._places.pop, map(id, rows))]
 
     def _let_go(self, places: Iterable[Place]) -> None:
-        for segment, start, _ in places:
-            segment.let_go(start)
-        for segment in dict.fromkeys(map(_SEGMENT, places)):
+        starts: dict[Segment, list[int]] = {}
+        for segment, some in groupby(places, _SEGMENT):
+            starts.setdefault(segment, []).extend(map(_START, some))
+        for segment, some_starts in starts.items():
+            segment.held.let_go(some_starts)
             segment.close_if_unused()
             if segment.is_done:
                 self._discard(segment)

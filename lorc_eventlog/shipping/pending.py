@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.shipping.ledger import MAX_RUNS, Intent
+from lorc_eventlog.shipping.segment import key_of
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.storage_messages import EncodedRows
-    from lorc_eventlog.shipping.follower import Place
+    from lorc_eventlog.shipping.segment import Place
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class Pending:
 
     def keys(self) -> Iterator[tuple[str, int]]:
         """Name the lines of its rows."""
-        return (place if len(place) == 2 else place.key for place in self.places)
+        return (place if len(place) == 2 else key_of(place) for place in self.places)
 
 
 def checksum_of(rows: EncodedRows) -> str:

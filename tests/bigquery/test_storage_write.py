@@ -16,9 +16,9 @@ from emulator import Emulator
 from harness import eventually
 from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint
 from lorc_eventlog.bigquery.storage_messages import encode_rows
-from lorc_eventlog.bigquery.storage_write import StorageWriteTransport, wire_bytes
+from lorc_eventlog.bigquery.storage_write import StorageWriteTransport, most_bytes, wire_bytes
 from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
-from lorc_eventlog.events.row import Row, row_at
+from lorc_eventlog.events.row import Row, finish, row_at
 from scripted_storage import (
     DRAINING_WORDS,
     IDLE_WORDS,
@@ -462,3 +462,12 @@ def test_rows_arrive_in_an_emulator_that_others_wrote_and_are_queried_by_sql(
 def test_a_row_takes_at_most_what_its_limit_says() -> None:
     for row in make_rows(range(3), text="é\U0001f600" * 500):
         assert 0 <= wire_bytes(row) - len(encode_rows([row]).data) < 60
+
+
+@pytest.mark.parametrize("text", ["", "a", '"', "\n", "é", "\U0001f600"])
+def test_rows_take_less_than_their_json(text: str) -> None:
+    """By which most of them are known to fit into a request."""
+    bare = row_at(1.5, "e", {}, "s", None, None, None)
+    rows = [finish(bare), *make_rows(range(3), text=text * 500)]
+    for some in ([rows[0]], rows):
+        assert len(encode_rows(some).data) < most_bytes(some)

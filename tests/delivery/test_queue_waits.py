@@ -19,9 +19,9 @@ from lorc_eventlog.delivery.doubt import (
     TRIES_OF_A_GROUP,
     DoubtPolicy,
 )
-from lorc_eventlog.delivery.fresh import FreshRows
+from lorc_eventlog.delivery.fresh import FreshRows, fitting
 from lorc_eventlog.delivery.pace import FIRST_PAUSE
-from lorc_eventlog.events.row import row_bytes
+from lorc_eventlog.events.row import Row, row_bytes
 from queue_clock import REFUSAL, TOO_LARGE, Clock, make_row, numbers, take_new
 
 SIZE = row_bytes(make_row(0))
@@ -542,6 +542,26 @@ def test_a_request_may_be_full_to_the_last_byte() -> None:
     assert numbers(fresh_rows(3).take(10, 8.0, {})) == [0, 1]
     assert not fresh_rows(2, request_bytes=2 * SIZE + 1).is_full_batch
     assert fresh_rows(3, request_bytes=2 * SIZE + 1).is_full_batch
+
+
+@pytest.mark.parametrize(("most_bytes", "measured"), [(2 * SIZE, 0), (2 * SIZE + 1, 2)])
+def test_rows_that_fit_together_are_not_measured_one_by_one(most_bytes: int, measured: int) -> None:
+    rows = [make_row(0), make_row(1)]
+    seen: list[Row] = []
+
+    def wire_bytes(row: Row) -> int:
+        seen.append(row)
+        return SIZE
+
+    limits = replace(
+        LIMITS,
+        request_bytes=2 * SIZE,
+        wire_bytes=wire_bytes,
+        bytes_a_character=4,
+        most_bytes=lambda rows: most_bytes if len(rows) == 2 else 0,
+    )
+    assert fitting(rows, 2 * SIZE, limits) == 2
+    assert seen == rows[:measured]
 
 
 def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None:

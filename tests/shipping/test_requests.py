@@ -14,7 +14,6 @@ from lorc_eventlog.bigquery.storage_messages import EncodedRows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.shipping import pending, stream_maker
-from lorc_eventlog.shipping.follower import Place
 from lorc_eventlog.shipping.pending import most_in_runs
 from lorc_eventlog.shipping.requests import FENCE_AFTER, ledger_failure
 from lorc_eventlog.shipping.segment import Segment
@@ -280,7 +279,7 @@ def test_rows_in_more_runs_than_a_record_holds_are_sent_in_several_requests(
 
 def test_neighbouring_lines_are_one_run() -> None:
     segment = cast("Segment", object())
-    places = [Place(segment, start, start + 10) for start in (0, 10, 20)]
+    places = [(segment, start, start + 10) for start in (0, 10, 20)]
     assert most_in_runs(places) == 3
 
 
