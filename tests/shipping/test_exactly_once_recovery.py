@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from exactly_once import Application, FakeStreams, Shipper
 from fake_disk import FakeDisk
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists
-from lorc_eventlog.bigquery.transport import Failure
+from lorc_eventlog.bigquery.transport import Failure, Reason
 from lorc_eventlog.shipping import books
+from lorc_eventlog.shipping.ledger import SLOTS
+from lorc_eventlog.shipping.requests import FENCE_AFTER
 
 
 class Recorded(FakeStreams):
@@ -99,6 +102,26 @@ def test_a_second_copy_is_stored_only_if_the_stream_ends_where_it_would(
     assert [stream.is_finalized for stream in streams.streams.values()] == [True, False]
 
 
+def test_no_copy_is_sent_after_a_fence_that_could_not_be_put_up(
+    disk: FakeDisk, streams: Recorded
+) -> None:
+    streams.answers.append(AlreadyExists(9))
+    streams.faults.append("cut")
+    finish(ship_once(disk, streams, "a"))
+    assert [call for call, _ in streams.timeouts] == ["append", "finalize", "finalize", "append"]
+
+
+def test_a_copy_that_the_last_shipper_sent_counts_as_one(disk: FakeDisk, streams: Recorded) -> None:
+    streams.faults.append("cut")
+    shipper = ship_once(disk, streams, "a")
+    broken = Failure(Reason("INTERNAL"), None, may_be_the_rows=True, stored="unknown")
+    streams.answers += [broken] * FENCE_AFTER
+    streams.timeouts.clear()
+    restart(disk, streams, shipper)
+    calls = [call for call, _ in streams.timeouts]
+    assert calls.index("finalize") == FENCE_AFTER - 1
+
+
 def test_each_call_may_take_what_is_left_of_the_time(
     disk: FakeDisk, streams: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,3 +148,59 @@ def test_each_call_may_take_what_is_left_of_the_time(
         False,
         "no",
     )
+
+
+def test_the_next_shipper_goes_on_with_the_stream_of_the_last(
+    disk: FakeDisk, streams: Recorded
+) -> None:
+    shipper = ship_once(disk, streams, "a")
+    finish(shipper)
+    disk.kill(shipper)
+    finish(ship_once(disk, streams, "b"))
+    [stream] = streams.streams.values()
+    assert stream.rows == ["a", "b"]
+
+
+def ship_one_by_one(application: Application, shipper: Shipper, *numbers: str) -> None:
+    """Log events, and send each with a request of its own."""
+    for number in numbers:
+        application.append(number)
+        shipper.step(1)
+
+
+def test_what_the_last_shipper_erased_does_not_come_back_with_a_loss_of_power(
+    disk: FakeDisk, streams: Recorded
+) -> None:
+    """The record that says so is overwritten only when the disk has it erased."""
+    first = Shipper(disk, streams, [])
+    ship_one_by_one(Application(disk, durable=True), first, "a")
+    finish(first)
+    disk.kill(first)
+    others = [f"event {number}" for number in range(SLOTS + 1)]
+    ship_one_by_one(Application(disk, durable=True), Shipper(disk, streams, []), *others)
+    disk.lose_power(lambda: False)
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == dict.fromkeys(["a", *others], 1)
+
+
+def test_what_was_erased_is_forced_once_and_only_when_its_record_is_overwritten(
+    disk: FakeDisk, streams: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipper = Shipper(disk, streams, [])
+    lines = shipper._transport._books._lines
+    force = lines.force
+    forced: list[bool] = []
+
+    def note(names: Iterable[str]) -> None:
+        forced.append(bool(names))
+        force(names)
+
+    monkeypatch.setattr(lines, "force", note)
+    application = Application(disk, durable=True)
+    ship_one_by_one(application, shipper, *(f"event {number}" for number in range(SLOTS + 2)))
+    # The first record says of nothing that it is stored.
+    assert forced == [False] * (SLOTS + 1) + [True]
+    streams.faults += ["unavailable"] * SLOTS
+    ship_one_by_one(application, shipper, *(f"other {number}" for number in range(SLOTS)))
+    # Each of these makes two records, which name nothing but, in the first, what is from before.
+    assert forced[SLOTS + 2 :] == [True] * (SLOTS + 1) + [False] * (SLOTS - 1)

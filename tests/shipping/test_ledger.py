@@ -69,6 +69,21 @@ def test_a_record_that_was_cut_off_does_not_count(directory: Directory) -> None:
     again.close()
 
 
+def test_a_record_counts_whatever_is_left_of_the_one_that_it_overwrites(
+    directory: Directory,
+) -> None:
+    ledger = Ledger(directory, NAME)
+    slot = ledger.next_slot
+    record = ledger.write(stream="stream", end=1, stored=[], intent=None)
+    with (directory.path / NAME).open("r+b") as file:
+        file.seek((slot + 1) * SLOT_BYTES - 10)
+        file.write(b"old\n")
+    ledger.close()
+    again = Ledger(directory, NAME)
+    assert again.records == [record]
+    again.close()
+
+
 @pytest.mark.parametrize("line", [b"{}", b'{"number":1}', b'{"number":"x","intent":null}'])
 def test_a_record_of_another_shape_does_not_count(directory: Directory, line: bytes) -> None:
     (directory.path / NAME).write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))

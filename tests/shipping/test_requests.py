@@ -10,14 +10,15 @@ import pytest
 
 from exactly_once import TABLE, Application, FakeStreams, Shipper
 from fake_disk import FakeDisk
-from lorc_eventlog.bigquery.storage_messages import EncodedRows
+from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.shipping import pending, stream_maker
-from lorc_eventlog.shipping.pending import most_in_runs
+from lorc_eventlog.shipping.pending import checksum_of, most_in_runs
 from lorc_eventlog.shipping.requests import FENCE_AFTER, ledger_failure
-from lorc_eventlog.shipping.segment import Segment
+from lorc_eventlog.shipping.segment import Place, Segment
 from lorc_eventlog.shipping.stream_maker import StreamMaker
+from rows import make_row
 
 UNKNOWN = Failure(Reason("no answer"), None, may_be_the_rows=True, stored="unknown")
 NOT_FOUND = Failure(Reason("no such stream"), None, may_be_the_rows=False, stored="no")
@@ -94,7 +95,30 @@ def test_a_count_that_nobody_expected_is_reported(
     shipper = Shipper(disk, streams, [])
     finish(shipper)
     shipper.notes.say()
-    assert "holds 7 rows where 0 or 1 were expected" in caplog.text
+    [name] = streams.streams
+    said = (
+        f"stream {name} holds 7 rows where 0 or 1 were expected: something else wrote to it, and "
+        "rows may be missing or twice"
+    )
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("fault", ["lost", "cut"])
+def test_a_count_that_was_expected_is_not_reported(
+    streams: Answers,
+    disk: FakeDisk,
+    application: Application,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    log(application, "a")
+    streams.faults.append(fault)
+    shipper = Shipper(disk, streams, [])
+    shipper.step(10)
+    streams.appends.append(Unusable(Reason("beyond")))
+    finish(shipper)
+    shipper.notes.say()
+    assert caplog.messages == []
 
 
 def test_a_fence_that_cannot_be_put_up_is_tried_again(
@@ -213,6 +237,18 @@ def test_a_refusal_that_cannot_be_recorded_is_settled_by_the_fence(
     assert len(streams.streams) == 2
 
 
+def test_a_fence_that_cannot_be_recorded_is_put_up_again(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a")
+    shipper = Shipper(disk, streams, [])
+    streams.appends.append(Unusable(Reason("beyond")))
+    with refusing_results(shipper):
+        shipper.step(10)
+    finish(shipper)
+    assert streams.stored() == {"a": 1}
+
+
 def test_what_is_pending_and_cannot_be_settled_keeps_everything_waiting(
     streams: Answers, disk: FakeDisk, application: Application
 ) -> None:
@@ -277,10 +313,46 @@ def test_rows_in_more_runs_than_a_record_holds_are_sent_in_several_requests(
     assert sum(streams.stored().values()) == 5
 
 
-def test_neighbouring_lines_are_one_run() -> None:
-    segment = cast("Segment", object())
-    places = [(segment, start, start + 10) for start in (0, 10, 20)]
-    assert most_in_runs(places) == 3
+def test_rows_that_several_requests_were_refused_for_are_all_dead_letters(
+    streams: Answers, disk: FakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "MAX_RUNS", 1)
+    for number in ("a", "b"):
+        application = Application(disk, durable=True)
+        application.append(number, poison=True)
+        application.close_segment()
+    dead_letters: list[str] = []
+    finish(Shipper(disk, streams, dead_letters))
+    assert dead_letters == ["a", "b"]
+
+
+A, B = (cast("Segment", object()) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ([(A, 0, 10), (A, 10, 20), (A, 20, 30)], 3),
+        ([(A, 0, 10), (A, 11, 20)], 1),
+        ([(A, 0, 10), (B, 10, 20)], 1),
+        ([], 0),
+    ],
+)
+def test_lines_of_one_segment_that_follow_each_other_are_one_run(
+    monkeypatch: pytest.MonkeyPatch, lines: list[Place], count: int
+) -> None:
+    monkeypatch.setattr(pending, "MAX_RUNS", 1)
+    assert most_in_runs(lines) == count
+
+
+def test_a_checksum_tells_apart_other_rows_and_another_order() -> None:
+    a, b, ab = (make_row(x=text) for text in ("a", "b", "ab"))
+    rows = [[a], [b], [ab], [a, b], [b, a], [a, a]]
+    assert len({checksum_of(encode_rows(some)) for some in rows}) == len(rows)
+
+
+def test_a_checksum_is_the_one_that_ledgers_hold() -> None:
+    assert checksum_of(encode_rows([])) == "cae66941d9efbd404e4d88758ea67670"
 
 
 def test_what_is_said_of_a_stream_that_is_gone(
