@@ -18,6 +18,7 @@ from lorc_eventlog.delivery.doubt import (
     REFUSALS_IN_TROUBLE,
     TRIES_OF_A_GROUP,
     DoubtPolicy,
+    Moment,
 )
 from lorc_eventlog.delivery.fresh import FreshRows, fitting
 from lorc_eventlog.delivery.pace import FIRST_PAUSE
@@ -266,6 +267,15 @@ def test_the_halves_begin_with_short_pauses(clock: Clock) -> None:
     clock.queue.refused(batch, TOO_LARGE, clock.now)
     known = [(doubt.tries, doubt.due, doubt.began) for doubt in clock.queue._doubtful]
     assert known == [(0, clock.now, 0)] * 2
+
+
+def test_rows_that_are_divided_are_due_at_once_and_know_what_happened_until_then() -> None:
+    policy = DoubtPolicy(batch_rows=10, limits=LIMITS)
+    doubts = [in_doubt(0, tries=4), in_doubt(1)]
+    batch = Batch([make_row(0), make_row(1)], [0, 1], doubts=doubts)
+    divided = policy.divided(batch, Reason("new"), Moment(now=9.0, stored=7, began=3))
+    known = [(doubt.due, doubt.stored, doubt.began, doubt.tries) for doubt in divided]
+    assert known == [(9.0, 7, 3, 0)] * 2
 
 
 def test_a_row_is_given_up_by_its_third_refusal_when_the_minute_is_over(clock: Clock) -> None:
@@ -577,3 +587,21 @@ def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None
 
 def test_a_queue_without_a_disk_takes_no_row_in_the_midst_of_a_call(clock: Clock) -> None:
     assert not clock.queue.accept_nested(make_row(1))
+
+
+def test_a_queue_may_hold_a_row_that_is_as_large_as_its_bound() -> None:
+    assert Clock(capacity_bytes=SIZE).queue.may_hold(make_row(0))
+    assert not Clock(capacity_bytes=SIZE - 1).queue.may_hold(make_row(0))
+
+
+def test_a_batch_is_undecided_until_a_result_settles_it_or_its_copy(clock: Clock) -> None:
+    first, other = take_new(clock, 1), take_new(clock, 2)
+    assert clock.queue.is_undecided(first)
+    clock.pass_(other)
+    assert not clock.queue.is_undecided(other)
+
+    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+    second = clock.take()
+    assert clock.queue.is_undecided(first)
+    clock.pass_(second)
+    assert not clock.queue.is_undecided(first)
