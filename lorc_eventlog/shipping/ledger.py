@@ -81,15 +81,23 @@ class Ledger:
     def __init__(self, directory: Directory, name: str) -> None:
         self._file = directory.open_file(name, os.O_RDWR | os.O_CREAT)
         self._file.allocate(SLOTS * SLOT_BYTES)
-        self._file.force()
-        directory.force()
         self.records = self._read()
         """The records that were found, the oldest first; all but the last are history."""
+        self._file.force()
+        directory.force()
         self._number = self.records[-1].number if self.records else 0
 
     def _read(self) -> list[Record]:
-        slots = (self._file.read(SLOT_BYTES, slot * SLOT_BYTES) for slot in range(SLOTS))
-        records = filter(None, map(_decode, slots))
+        records = []
+        for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES):
+            slot = self._file.read(SLOT_BYTES, start)
+            record = _decode(slot)
+            if record is not None:
+                # Hazard: the shipper before may have been killed, or met an error, before this was
+                # on the disk; after an error the kernel takes it for written, and force does
+                # nothing. So it is written anew before anybody relies on it.
+                self._file.write(slot, start)
+                records.append(record)
         return sorted(records, key=lambda record: record.number)
 
     @property

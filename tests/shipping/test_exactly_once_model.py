@@ -267,6 +267,24 @@ def test_what_was_erased_long_ago_does_not_come_back_with_a_loss_of_power() -> N
         world.settle_and_check()
 
 
+def test_an_intent_that_only_the_cache_holds_is_not_relied_on_after_an_error_of_the_disk() -> None:
+    """Killed before it was forced; then the disk refuses to force it, and forgets it."""
+    for kill_at in range(1, 10):
+        for errors in (1, 2):
+            world = World(durable=True)
+            world.ship(1)  # makes the ledger
+            world.log(1, poison=False)
+            world.kill()
+            world.disk.kill_at = world.disk.changes + kill_at
+            world.ship(1)
+            for _ in range(errors):
+                world.disk.fail_at = world.disk.changes + 1
+                world.ship(1)
+            world.ship(1)
+            world.lose_power(random.Random(kill_at))
+            world.settle_and_check()
+
+
 def scenario_of_steps(world: World, limits: list[Any]) -> World:
     for limit in limits:
         world.ship(limit)
