@@ -164,7 +164,10 @@ def check_credentials() -> Finding:
         credentials, _ = google.auth.default(scopes=Client.SCOPE)
         credentials.refresh(functools.partial(Request(), timeout=REQUEST_TIMEOUT))
     except Exception as error:  # noqa: BLE001  google-auth raises anything for a file that is no key
-        return Finding("credentials", BAD, *why_no_client(error))
+        found, to_do = why_no_client(error)
+        if isinstance(error, google.auth.exceptions.DefaultCredentialsError):
+            to_do = f"{to_do}; `lorc-eventlog emulator` needs none"
+        return Finding("credentials", BAD, found, to_do)
     account = getattr(credentials, "service_account_email", None) or "a user's account"
     return Finding("credentials", GOOD, f"Google takes them: {account}")
 
@@ -215,8 +218,10 @@ def check_bigquery(client: Client, *, write: bool) -> Iterator[Finding]:
         yield from check_by_writing(client, table)
 
 
-def dataset_not_found(error: GoogleAPICallError, dataset: str) -> tuple[str, str]:
-    """Tell a dataset that is not there from a project that is not."""
+def dataset_not_found(error: GoogleAPICallError, dataset: str) -> tuple[str, str | None]:
+    """Tell a dataset that is not there from a project that is not, and from no BigQuery at all."""
+    if not error.errors:
+        return what_failed(error)
     project = dataset.rpartition(".")[0]
     if f"Not found: Project {project}" in str(error):
         return (

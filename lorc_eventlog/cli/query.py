@@ -138,6 +138,8 @@ def what_failed(error: Exception) -> tuple[str, str | None]:
     if isinstance(failure, Refusal):
         return told, "`lorc-eventlog check` tells whether the table is as it must be"
     if isinstance(error, NotFound):
+        if not error.errors:  # BigQuery names what it did not find; this is another web server
+            return told, what_to_wait_for()
         return told, "`lorc-eventlog check` tells what is missing"
     if _QUERY_PERMISSION in told:
         return told, GRANT_QUERIES

@@ -318,7 +318,7 @@ def test_a_request_without_an_answer_holds_up_nobody_else(
 ) -> None:
     server.script(Silence())
     hung = threading.Thread(
-        target=transport.send, args=[make_rows(range(1))], kwargs={"timeout": 5}
+        target=transport.send, args=[make_rows(range(1))], kwargs={"timeout": 2}
     )
     hung.start()
     while not server.requests:

@@ -44,7 +44,8 @@ def test_check_says_that_there_are_no_credentials_and_where_they_come_from() -> 
     assert found["credentials"].startswith("✗ DefaultCredentialsError: ")
     assert found["credentials"].endswith(
         "→ check the credentials: GOOGLE_APPLICATION_CREDENTIALS, the service account that the "
-        "process runs as, or `gcloud auth application-default login`"
+        "process runs as, or `gcloud auth application-default login`; `lorc-eventlog emulator` "
+        "needs none"
     )
     assert found["project"] == "- not checked"
     assert result.exit_code == 1

@@ -256,6 +256,7 @@ STATES: dict[str, Callable[[Broken], Any]] = {
     "503": bigquery(("", error(503, "backendError", "Service is unavailable"))),
     "HTML of a proxy": bigquery(("", (200, "<html>Sign in</html>"))),
     "HTML of a proxy, 502": bigquery(("", (502, "<html>Bad gateway</html>"))),
+    "HTML of another web server": bigquery(("", (404, "<html>Not found</html>"))),
     "a list": bigquery(("", (200, []))),
     "no project": bigquery(("", error(404, "notFound", "Not found: Project test-project"))),
     "no dataset": bigquery(("", NO_DATASET)),
