@@ -227,6 +227,18 @@ def test_a_quota_proves_nothing_against_a_row(clock: Clock) -> None:
         assert not clock.fail(take_again(clock, suspect), may_be_the_rows=False)
 
 
+def test_at_the_end_of_the_process_a_suspect_is_tried_at_once_even_in_an_outage(
+    clock: Clock,
+) -> None:
+    suspect = lone_suspect(clock)
+    clock.fail(take_again(clock, suspect))
+    clock.fail(take_again(clock, suspect), may_be_the_rows=False)
+    assert clock.queue.in_outage
+    clock.queue.retry_now(clock.now)
+
+    assert clock.take().rows is suspect.rows
+
+
 def test_stopped_rows_are_sent_again_after_a_pause(clock: Clock) -> None:
     clock.add(*range(10))
     position = clock.queue.position

@@ -100,6 +100,14 @@ def test_by_turns_they_keep_the_pause_of_the_outage(clock: Clock) -> None:
     assert clock.pause() == pytest.approx(clock.queue._pace.resume_at - clock.now)
 
 
+def test_of_those_that_are_due_at_the_same_moment_rows_in_doubt_go_first(clock: Clock) -> None:
+    put_in_doubt(clock, 1)
+    fail_both(clock, times=2)
+    clock.queue.retry_now(clock.now)
+
+    assert numbers(clock.take()) == [1]
+
+
 def test_a_request_that_failed_alone_goes_before_rows_in_doubt(clock: Clock) -> None:
     put_in_doubt(clock, 1)
     batch = take_new(clock, 2)

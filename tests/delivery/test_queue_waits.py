@@ -111,6 +111,16 @@ def test_when_something_is_stored_again_the_oldest_goes_ahead_and_the_others_a_s
     assert set(numbers(clock.take())) >= {2, 3}
 
 
+def test_when_the_trouble_is_over_its_pause_is_over_too(clock: Clock) -> None:
+    in_doubt_one_by_one(clock, 1, 2, 3)
+    for _ in range(6):
+        refuse(clock, clock.take_next())
+    store_another(clock)
+    assert clock.now < clock.queue._doubt.pace.resume_at
+
+    assert numbers(clock.take())[0] == 1
+
+
 def test_once_one_in_doubt_is_stored_all_go_at_once(clock: Clock) -> None:
     in_doubt_one_by_one(clock, 1, 2, 3)
     store_another(clock)
@@ -270,9 +280,14 @@ def test_rows_that_are_divided_are_due_at_once_and_know_what_happened_until_then
     policy = DoubtPolicy(batch_rows=10, limits=LIMITS)
     doubts = [in_doubt(0, tries=4), in_doubt(1)]
     batch = Batch([make_row(0), make_row(1)], [0, 1], doubts=doubts)
-    divided = policy.divided(batch, Reason("new"), Moment(now=9.0, stored=7, began=3))
-    known = [(doubt.due, doubt.stored, doubt.began, doubt.tries) for doubt in divided]
-    assert known == [(9.0, 7, 3, 0)] * 2
+    moment, reason = Moment(now=9.0, stored=7, began=3), Reason("new")
+    for divided in (
+        policy.divided(batch, reason, moment),
+        policy.blamed(batch, reason, moment, is_evidence=True),
+    ):
+        known = [(doubt.due, doubt.stored, doubt.began, doubt.tries) for doubt in divided]
+        assert known == [(9.0, 7, 3, 0)] * 2
+        assert [doubt.reason for doubt in divided] == [reason] * 2
 
 
 def test_a_row_is_given_up_by_its_third_refusal_when_the_minute_is_over(clock: Clock) -> None:
@@ -381,6 +396,16 @@ def test_in_trouble_no_more_than_a_few_rows_probe() -> None:
     assert len(clock.take_next().rows) == PROBE_ROWS
 
 
+def test_in_trouble_no_more_than_a_few_new_rows_probe() -> None:
+    clock = Clock(batch_rows=50)
+    in_doubt_one_by_one(clock, 1, 2, 3)
+    clock.add(*range(100, 150))
+    while (batch := clock.take_next()).doubts:
+        refuse(clock, batch)
+
+    assert len(batch.rows) == PROBE_ROWS
+
+
 def test_a_400_halves_a_request_once_and_then_the_table_is_asked_for_less(clock: Clock) -> None:
     clock.refuse(take_new(clock, *range(8)))
     first, second = clock.take(), clock.take()
@@ -414,6 +439,36 @@ def test_copies_of_several_batches_are_kept_apart(clock: Clock) -> None:
     assert (clock.queue.stored, clock.queue.held) == (2, 1)
     assert clock.queue.succeeded(firsts[2], Answer(), clock.now).stored == firsts[2].rows
     assert (clock.queue.stored, clock.queue.held) == (3, 0)
+
+
+def test_however_often_a_batch_is_sent_once_more_the_result_of_the_first_request_counts(
+    clock: Clock,
+) -> None:
+    first = take_new(clock, 1)
+    for _ in range(2):
+        clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+        clock.take()
+    clock.pass_(first)
+    assert (clock.queue.stored, clock.queue.held) == (1, 0)
+
+
+def test_a_result_counts_while_the_copy_waits_and_another_batch_is_sent_once_more(
+    clock: Clock,
+) -> None:
+    first = take_new(clock, 1)
+    clock.now += 5
+    take_new(clock, 2)
+    assert clock.queue.duplicate_in_flight(clock.now, older_than=3.0) == 1
+    assert clock.queue.duplicate_in_flight(clock.now, older_than=0.0) == 1
+    clock.pass_(first)
+    assert (clock.queue.stored, clock.queue.held) == (1, 1)
+
+
+def test_what_is_sent_once_more_is_due_from_that_moment_on(clock: Clock) -> None:
+    take_new(clock, 1)
+    clock.now += 5
+    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+    assert [batch.due for batch in clock.queue._again] == [clock.now]
 
 
 def test_what_failed_for_no_rows_fault_goes_as_soon_as_the_outage_is_over(clock: Clock) -> None:
