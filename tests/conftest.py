@@ -35,6 +35,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.process)
 
 
+NOTED = {
+    "test_environments_celery",
+    "test_exit",
+    "test_fork",
+    "test_fork_hooks",
+    "test_fork_in_c",
+    "test_imports",
+}
+"""Tests whose programs reach lines that no other test reaches, beside those of ``tests/cli``."""
+
+
+@pytest.fixture(autouse=True)
+def programs_note_what_they_reach_only_where_it_counts(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While coverage is measured: it takes a program a quarter of a second to begin."""
+    path = request.path
+    if path.stem not in NOTED and path.parent.name != "cli":
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 PRIVATE_WORDS = ("PrivateWord", "patient-17", "patient-0815", "kidney")
 """What the tests put into payloads and subject_ids."""
 

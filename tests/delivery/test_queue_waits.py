@@ -418,59 +418,6 @@ def test_a_400_halves_a_request_once_and_then_the_table_is_asked_for_less(clock:
     assert numbers(clock.take_next()) == [4, 5]
 
 
-def test_a_refusal_of_the_first_copy_leaves_the_second_to_decide(clock: Clock) -> None:
-    first = take_new(clock, 1)
-    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
-    second = clock.take()
-    clock.refuse(first)
-    assert doubtful(clock) == 0
-
-    clock.refuse(second)
-    assert doubtful(clock) == 1
-
-
-def test_copies_of_several_batches_are_kept_apart(clock: Clock) -> None:
-    firsts = [take_new(clock, number) for number in (1, 2, 3)]
-    assert clock.queue.duplicate_in_flight(clock.now, older_than=0.0) == 3
-    seconds = [clock.take() for _ in firsts]
-    clock.fail(seconds[1])
-    clock.pass_(firsts[0])
-    clock.pass_(firsts[1])
-    assert (clock.queue.stored, clock.queue.held) == (2, 1)
-    assert clock.queue.succeeded(firsts[2], Answer(), clock.now).stored == firsts[2].rows
-    assert (clock.queue.stored, clock.queue.held) == (3, 0)
-
-
-def test_however_often_a_batch_is_sent_once_more_the_result_of_the_first_request_counts(
-    clock: Clock,
-) -> None:
-    first = take_new(clock, 1)
-    for _ in range(2):
-        clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
-        clock.take()
-    clock.pass_(first)
-    assert (clock.queue.stored, clock.queue.held) == (1, 0)
-
-
-def test_a_result_counts_while_the_copy_waits_and_another_batch_is_sent_once_more(
-    clock: Clock,
-) -> None:
-    first = take_new(clock, 1)
-    clock.now += 5
-    take_new(clock, 2)
-    assert clock.queue.duplicate_in_flight(clock.now, older_than=3.0) == 1
-    assert clock.queue.duplicate_in_flight(clock.now, older_than=0.0) == 1
-    clock.pass_(first)
-    assert (clock.queue.stored, clock.queue.held) == (1, 1)
-
-
-def test_what_is_sent_once_more_is_due_from_that_moment_on(clock: Clock) -> None:
-    take_new(clock, 1)
-    clock.now += 5
-    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
-    assert [batch.due for batch in clock.queue._again] == [clock.now]
-
-
 def test_what_failed_for_no_rows_fault_goes_as_soon_as_the_outage_is_over(clock: Clock) -> None:
     first, second = take_new(clock, 1), take_new(clock, 2)
     clock.fail(first, may_be_the_rows=False)
@@ -598,16 +545,3 @@ def test_a_queue_without_a_disk_takes_no_row_in_the_midst_of_a_call(clock: Clock
 def test_a_queue_may_hold_a_row_that_is_as_large_as_its_bound() -> None:
     assert Clock(capacity_bytes=SIZE).queue.may_hold(make_row(0))
     assert not Clock(capacity_bytes=SIZE - 1).queue.may_hold(make_row(0))
-
-
-def test_a_batch_is_undecided_until_a_result_settles_it_or_its_copy(clock: Clock) -> None:
-    first, other = take_new(clock, 1), take_new(clock, 2)
-    assert clock.queue.is_undecided(first)
-    clock.pass_(other)
-    assert not clock.queue.is_undecided(other)
-
-    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
-    second = clock.take()
-    assert clock.queue.is_undecided(first)
-    clock.pass_(second)
-    assert not clock.queue.is_undecided(first)

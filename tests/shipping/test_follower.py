@@ -110,6 +110,16 @@ def test_what_a_living_process_appends_is_read_in_its_order_and_once(
     assert read(follower) == []
 
 
+def test_events_whose_line_break_is_lost_are_read_together_although_fewer_were_asked_for(
+    path: Path, follower: Follower
+) -> None:
+    first, second, third = (encode_line(make_row(number)) for number in range(3))
+    write_segment(path, "1-1-1", HEADER + first + second[:-1] + b"x" + third + b"damage\n" + first)
+    follower.look()
+    assert numbers(follower.read(2)) == [0, 1, 2]
+    assert numbers(follower.read(2)) == [0]
+
+
 def test_what_is_acknowledged_is_blank_on_disk_and_the_segment_stays_while_it_is_written(
     path: Path, follower: Follower, appender: SegmentAppender
 ) -> None:
