@@ -80,8 +80,9 @@ class Books:
             self._lines.force({run.segment for run in runs})
         except OSError:
             # Hazard: after an error the kernel may forget what it did not write, and say of the
-            # next attempt that all is well. So the lines are erased anew before that.
-            self._to_erase[slot] = runs
+            # next attempt that all is well. It forgets it of a whole file, and so what later
+            # records erased there. So all lines are erased anew before that.
+            self._to_erase |= self._erased
             raise
         self._erased.pop(slot, None)
 

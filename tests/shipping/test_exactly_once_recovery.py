@@ -183,6 +183,26 @@ def test_what_the_last_shipper_erased_does_not_come_back_with_a_loss_of_power(
     assert streams.stored() == dict.fromkeys(["a", *others], 1)
 
 
+def test_after_an_error_everything_is_erased_anew_that_was_not_yet_forced(
+    disk: FakeDisk, streams: Recorded
+) -> None:
+    """The error is told once, and the system then forgets the blanks of all records."""
+    events = [f"event {number}" for number in range(3 * SLOTS)]
+    application = Application(disk, durable=True)
+    for number in events:
+        application.append(number)
+    shipper = Shipper(disk, streams, [])
+    for _ in range(SLOTS + 1):
+        shipper.step(1)
+    disk.fail_at = disk.changes + 1  # to force what the first record erased
+    for _ in range(SLOTS):
+        shipper.step(1)
+    assert disk.fail_at is None
+    disk.lose_power(lambda: False)
+    finish(Shipper(disk, streams, []))
+    assert streams.stored() == dict.fromkeys(events, 1)
+
+
 def test_what_was_erased_is_forced_once_and_only_when_its_record_is_overwritten(
     disk: FakeDisk, streams: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
