@@ -23,7 +23,7 @@ from lorc_eventlog.lifecycle import fork
 from lorc_eventlog.lifecycle.locks import Lock
 from lorc_eventlog.spool.directory import Access
 from lorc_eventlog.spool.format import encode_line
-from lorc_eventlog.spool.shipped import SegmentAppender
+from lorc_eventlog.spool.shipped import NotForcedError, SegmentAppender
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import WriterOptions
@@ -83,6 +83,10 @@ class SpoolOnly:
         self._dropped_unsaid = 0
         self._last_error: str | None = None
         self._drops = Throttle(DROP_INTERVAL)
+        self._is_forgotten = False
+        """Whether the disk refused to hold something: the kernel may have forgotten it since, and
+        say of the next attempt to force it that all is well."""
+        self._refusals = Throttle(DROP_INTERVAL)
         self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
 
     def submit(self, row: Row) -> None:
@@ -105,10 +109,22 @@ class SpoolOnly:
     def _append(self, line: bytes, now: float) -> OSError | None:
         try:
             self._appender.append(line, now)
+        except NotForcedError as error:  # it is written: once more would be a second event
+            self._not_forced(error)
         except OSError as error:
             return error
         self._spooled += 1
         return None
+
+    def _not_forced(self, error: OSError) -> None:
+        self._is_forgotten = True
+        self._last_error = error.strerror or type(error).__name__
+        if self._refusals.lets_through(time.monotonic()):
+            self._notes.note(
+                logging.ERROR,
+                "spool %s cannot be forced to the disk: %s",
+                self._path, self._last_error,
+            )  # fmt: skip
 
     def _drop(self, error: OSError) -> None:
         self._dropped += 1
@@ -143,21 +159,16 @@ class SpoolOnly:
     def flush(self, deadline: float | None = None) -> bool:  # noqa: ARG002  the disk decides
         """Force everything to the disk; whether it is there, and nothing was dropped."""
         dropped = self._dropped
-        error = self._lock.run(self._force)
-        if error is not None:
-            self._notes.note(
-                logging.ERROR, "spool %s cannot be forced to the disk: %s", self._path, error
-            )
+        self._lock.run(self._force)
         self._say()
-        return error is None and not dropped
+        return not (self._is_forgotten or dropped)
 
-    def _force(self) -> str | None:
+    def _force(self) -> None:
         try:
             self._appender.force()
             self._appender.close_if_idle(time.monotonic())
         except OSError as error:
-            return error.strerror or type(error).__name__
-        return None
+            self._not_forced(error)
 
     def stats(self) -> WriterStats:
         """Return the counters, all taken at one moment."""

@@ -61,6 +61,10 @@ class SpoolFullError(OSError):
         super().__init__(errno.EDQUOT, f"spool_max_bytes ({max_bytes:,}) is reached")
 
 
+class NotForcedError(OSError):
+    """The line is in the segment, where a reader finds it, but perhaps not on the disk itself."""
+
+
 class LaterVersionError(Exception):
     """A segment has a format that this version does not understand."""
 
@@ -154,6 +158,7 @@ class SegmentAppender:
 
         Raises:
             SpoolFullError: ``max_bytes`` is reached.
+            NotForcedError: The line is written, and must not be written once more.
             OSError: The disk refuses the line; no reader will see it as an event.
         """
         if self._descriptor is not None and (
@@ -172,13 +177,13 @@ class SegmentAppender:
         self._appended_at = now
         self._size += len(line)
         written = os.write(descriptor, line)
-        if self._durable and written == len(line):
-            force_to_disk(descriptor)
         if written < len(line):
             # Whatever follows must not become the end of this line.
             self.close_segment()
-            if self._durable or written < len(line) - 1:
+            if written < len(line) - 1:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._durable:
+            _force_written(self)
 
     def force(self) -> None:
         """Force all lines to the disk, those in closed segments included."""
@@ -296,6 +301,13 @@ class SegmentAppender:
         self._size = len(self._header)
         self._descriptor = descriptor
         return descriptor
+
+
+def _force_written(appender: SegmentAppender) -> None:
+    try:
+        appender.force()
+    except OSError as error:
+        raise NotForcedError(*error.args) from error
 
 
 def shipper_of(directory: Directory, table: str) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, EventWri
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery import spool_only as spool_only_module
 from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.spool import shipped
 from lorc_eventlog.spool.format import decode_line
 from lorc_eventlog.spool.shipped import lock_name
 from lorc_eventlog.testing import capture_events
@@ -271,8 +274,6 @@ def test_a_directory_that_a_shipper_has_is_not_reported(
 def test_a_disk_that_cannot_be_forced_is_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorc_eventlog.spool import shipped
-
     def refuse(_: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -282,6 +283,45 @@ def test_a_disk_that_cannot_be_forced_is_reported(
     with Records() as records:
         assert not writer.flush()
     assert "Input/output error" in records.texts(logging.ERROR)[0]
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Let forcing fail once; then the kernel takes all for written, and says that all is well."""
+    codes = [code]
+
+    def force(_: int) -> None:
+        if codes:
+            raise OSError(codes[0], os.strerror(codes.pop()))
+
+    monkeypatch.setattr(shipped, "force_to_disk", force)
+
+
+@pytest.mark.parametrize("overflow", ["drop", "block"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_an_event_that_is_written_and_not_forced_is_there_once_and_not_called_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch, overflow: str, code: int
+) -> None:
+    writer = make_writer(path, spool_sync="full", overflow=overflow)
+    writer.submit(make_event(0))
+    refuse_once(monkeypatch, code)
+    with Records() as records:
+        submit_events(writer, range(1, 3))
+    assert [json.loads(row["payload"])["number"] for row in rows(path)] == [0, 1, 2]
+    assert writer.stats().spooled == 3
+    assert writer.stats().last_error == os.strerror(code)
+    (told,) = records.texts(logging.ERROR)
+    assert "cannot be forced to the disk" in told
+    assert not writer.flush()
+
+
+def test_what_could_not_be_forced_is_not_called_forced_by_a_second_flush(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = make_writer(path)
+    writer.submit(make_event(0))
+    refuse_once(monkeypatch, errno.EIO)
+    assert not writer.flush()
+    assert not writer.flush()
 
 
 def test_a_second_thread_finds_the_table_found(path: Path) -> None:

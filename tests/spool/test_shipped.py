@@ -139,17 +139,24 @@ def test_a_line_over_the_limit_is_refused_before_anything_is_made(path: Path, no
     assert not path.exists()
 
 
+@pytest.mark.parametrize("durable", [True, False])
 def test_a_line_that_lacks_only_its_line_break_is_written(
-    path: Path, appender: SegmentAppender, monkeypatch: pytest.MonkeyPatch
+    path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, *, durable: bool
 ) -> None:
+    """A reader finds it: refused and written again it would be two events."""
+    appender = make_appender(path, notes, durable=durable)
+    forced: list[int] = []
+    monkeypatch.setattr(shipped, "force_to_disk", forced.append)
     appender.append(LINE, 0.0)
     write = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:-1]))
-    appender.append(LINE, 0.0)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:-1]))
+        appender.append(LINE, 0.0)
+    assert len(forced) == (2 if durable else 0)
     appender.append(LINE, 0.0)
     assert lines(path) == [LINE, LINE[:-1], LINE]
     assert len(segments(path)) == 2
+    appender.abandon()
 
 
 def test_a_line_that_is_cut_off_counts_as_refused_and_spoils_no_other(
