@@ -204,14 +204,14 @@ class Segment:
     def _take(self, data: bytes, limit: int, rows: list[Row], places: list[Place]) -> None:
         """Add the events of ``data``, whole lines, until there are ``limit``."""
         lines = data.removesuffix(b"\n").split(b"\n") if data else []
-        del lines[limit - len(rows) :]
-        found = list(map(decode_row, lines))
-        if None in found:
+        wanted = lines[: limit - len(rows)]
+        found = list(map(decode_row, wanted))
+        if None in found:  # then some of the other lines may be wanted, too
             self._take_apart(lines, limit, rows, places)
             return
         # A shipper spends a quarter of its time on what it does for each event, so that all events
         # of these lines are added at once.
-        sizes = map((1).__add__, map(len, lines))
+        sizes = map((1).__add__, map(len, wanted))
         starts = [*accumulate(sizes, initial=self.read_to)]
         self.read_to = starts[-1]
         rows += found  # type: ignore[arg-type]  # None was looked for

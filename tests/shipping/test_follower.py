@@ -217,6 +217,16 @@ def test_a_limit_ends_a_read_in_the_middle_of_a_segment(
     assert numbers(read(follower, 100)) == [4, 5, 6, 7, 8, 9]
 
 
+def test_lines_that_are_erased_are_passed_over_at_once_also_if_few_events_are_asked_for(
+    path: Path, follower: Follower
+) -> None:
+    """A shipper that is full asks for one at a time; each time a piece of the file is read."""
+    erased = b" " * 99 + b"\n"
+    write_segment(path, "a-1-1", HEADER + erased * 5_000 + encode_line(make_row(1)))
+    follower.look()
+    assert numbers(follower.read(1)) == [1]
+
+
 def test_a_line_that_is_being_written_waits_until_it_is_whole(
     path: Path, follower: Follower, appender: SegmentAppender
 ) -> None:
