@@ -75,15 +75,7 @@ class Books:
 
     def _force(self, slot: int) -> None:
         """Force to the disk what the record in ``slot`` erased: the record will be overwritten."""
-        runs = self._erased.get(slot, ())
-        try:
-            self._lines.force({run.segment for run in runs})
-        except OSError:
-            # Hazard: after an error the kernel may forget what it did not write, and say of the
-            # next attempt that all is well. It forgets it of a whole file, and so what later
-            # records erased there. So all lines are erased anew before that.
-            self._to_erase |= self._erased
-            raise
+        self._lines.force(self._erased.get(slot, ()))
         self._erased.pop(slot, None)
 
     def recover(self) -> Pending | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
     from lorc_eventlog.shipping.ledger import Run
     from lorc_eventlog.shipping.report import FollowerReport
-    from lorc_eventlog.spool.directory import Directory
+    from lorc_eventlog.spool.directory import Directory, File
 
 ERASED_BYTES = 2**17
 """The most that is blanked at once. A log call of the process that still appends to the segment
@@ -51,27 +51,42 @@ class Lines:
             with contextlib.suppress(FileNotFoundError):
                 file = self._directory.open_file(run.segment)
                 try:
-                    for start in range(run.start, run.end, ERASED_BYTES):
-                        end = min(start + ERASED_BYTES, run.end)
-                        file.write(BLANK * (end - start - 1) + b"\n", start)
+                    _blank(file, run)
                 finally:
                     file.close()
 
-    def force(self, names: Iterable[str]) -> None:
-        """Force what was erased in these segments to the disk, and that they are deleted."""
+    def force(self, runs: Iterable[Run]) -> None:
+        """Force to the disk that ``runs`` are erased, or that their segments are deleted.
+
+        Hazard: after an error the kernel takes what it did not write for written, in the whole
+        file. It tells the error to whoever had the file open, which may be the process that appends
+        to it, and to nobody who opens it later. So the runs are erased anew, and forced by the same
+        descriptor.
+        """
+        by_segment: dict[str, list[Run]] = {}
+        for run in runs:
+            by_segment.setdefault(run.segment, []).append(run)
         is_any_gone = False
-        for name in names:
+        for name, some in by_segment.items():
             try:
                 file = self._directory.open_file(name)
             except FileNotFoundError:
                 is_any_gone = True
                 continue
             try:
+                for run in some:
+                    _blank(file, run)
                 file.force()
             finally:
                 file.close()
         if is_any_gone:
             self._directory.force()
+
+
+def _blank(file: File, run: Run) -> None:
+    for start in range(run.start, run.end, ERASED_BYTES):
+        end = min(start + ERASED_BYTES, run.end)
+        file.write(BLANK * (end - start - 1) + b"\n", start)
 
 
 class Eraser:

@@ -13,7 +13,7 @@ from fake_disk import FakeDisk
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists
 from lorc_eventlog.bigquery.transport import Failure, Reason
 from lorc_eventlog.shipping import books
-from lorc_eventlog.shipping.ledger import SLOTS
+from lorc_eventlog.shipping.ledger import SLOTS, Run
 from lorc_eventlog.shipping.requests import FENCE_AFTER
 
 
@@ -183,10 +183,11 @@ def test_what_the_last_shipper_erased_does_not_come_back_with_a_loss_of_power(
     assert streams.stored() == dict.fromkeys(["a", *others], 1)
 
 
-def test_after_an_error_everything_is_erased_anew_that_was_not_yet_forced(
-    disk: FakeDisk, streams: Recorded
+@pytest.mark.parametrize("who", ["shipper", "application"])
+def test_what_was_erased_is_erased_anew_before_it_is_forced(
+    disk: FakeDisk, streams: Recorded, who: str
 ) -> None:
-    """The error is told once, and the system then forgets the blanks of all records."""
+    """An error is told once, perhaps to another, and the system forgets all that was erased."""
     events = [f"event {number}" for number in range(3 * SLOTS)]
     application = Application(disk, durable=True)
     for number in events:
@@ -194,13 +195,24 @@ def test_after_an_error_everything_is_erased_anew_that_was_not_yet_forced(
     shipper = Shipper(disk, streams, [])
     for _ in range(SLOTS + 1):
         shipper.step(1)
-    disk.fail_at = disk.changes + 1  # to force what the first record erased
+    if who == "shipper":
+        disk.fail_at = disk.changes + 2  # the force before the first record is overwritten
+        shipper.step(1)
+    else:
+        disk.fail_at = disk.changes + 2  # the force of what it appends
+        with pytest.raises(OSError, match="Input/output error"):
+            application.append("later")
+        events.append("later")
+    assert disk.fail_at is None
     for _ in range(SLOTS):
         shipper.step(1)
-    assert disk.fail_at is None
+    application.append("last")
+    events.append("last")
     disk.lose_power(lambda: False)
     finish(Shipper(disk, streams, []))
-    assert streams.stored() == dict.fromkeys(events, 1)
+    stored = streams.stored()
+    assert set(events) - {"later"} <= set(stored) <= set(events)
+    assert set(stored.values()) == {1}
 
 
 def test_what_was_erased_is_forced_once_and_only_when_its_record_is_overwritten(
@@ -211,9 +223,9 @@ def test_what_was_erased_is_forced_once_and_only_when_its_record_is_overwritten(
     force = lines.force
     forced: list[bool] = []
 
-    def note(names: Iterable[str]) -> None:
-        forced.append(bool(names))
-        force(names)
+    def note(runs: Iterable[Run]) -> None:
+        forced.append(bool(runs))
+        force(runs)
 
     monkeypatch.setattr(lines, "force", note)
     application = Application(disk, durable=True)
