@@ -65,10 +65,13 @@ class DeadLetterFile:
         line = orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE)
         descriptor = self._open() if self._descriptor is None else self._descriptor
         size = os.fstat(descriptor).st_size
-        if os.write(descriptor, line) < len(line):
+        try:
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+            force_to_disk(descriptor)
+        except OSError:  # it is tried again, and each time would leave a letter
             os.ftruncate(descriptor, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        force_to_disk(descriptor)
+            raise
         self._written.add(envelope["event_id"])
 
     def take(self, row: Row) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from harness import Records, eventually, numbers_in, threads
+from harness import Records, eventually, make_event, numbers_in, threads
 from lorc_eventlog import EventWriter
 from lorc_eventlog.delivery import spool_only
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
+from lorc_eventlog.shipping import dead_letters
 from lorc_eventlog.shipping.dead_letters import DeadLetterFile
 from lorc_eventlog.shipping.follower import Follower
 from lorc_eventlog.shipping.lines import Lines
@@ -324,6 +325,19 @@ def test_a_disk_that_is_full_from_the_start_is_shipped(
     shipper.close()
     assert numbers_in(scripted) == [0, 2]
     assert '"number":1' in (path / "dead-letters.jsonl").read_text()
+
+
+def test_a_dead_letter_that_could_not_be_forced_is_there_once_after_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = DeadLetterFile(tmp_path / "letters")
+    with monkeypatch.context() as patch:
+        patch.setattr(dead_letters, "force_to_disk", lambda _: os.fsync(99_999))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            letters.append(make_event(1), "invalid")
+    letters.append(make_event(1), "invalid")
+    letters.close()
+    assert len((tmp_path / "letters").read_bytes().splitlines()) == 1
 
 
 def test_a_file_of_dead_letters_that_cannot_be_opened_is_an_error(
