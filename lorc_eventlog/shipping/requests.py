@@ -61,7 +61,10 @@ class Requests:
         pending.copies += 1
         intent = pending.intent
         timeout = max(0.0, deadline - time.monotonic())
+        # Hazard: Ctrl-C may end the call, and the copy is on its way.
+        was_unanswered, pending.unanswered = pending.unanswered, True
         outcome = self._client.append(intent.stream, intent.offset, pending.rows, timeout)
+        pending.unanswered = was_unanswered
         match outcome:
             case Stored():
                 self._stored(pending)

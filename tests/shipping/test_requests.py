@@ -86,6 +86,24 @@ def test_an_offset_that_somebody_else_took_puts_up_the_fence(
     assert (first.is_finalized, second.rows) == (True, ["a"])
 
 
+def test_a_copy_whose_call_was_interrupted_may_still_be_stored(
+    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    log(application, "a")
+    shipper = Shipper(disk, streams, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(streams, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shipper.step(10)
+    streams.appends.append(Refusal(Reason("bad"), is_about_size=False))
+    finish(shipper)
+    first, second = streams.streams.values()
+    assert (first.is_finalized, second.rows) == (True, ["a"])
+
+
 def test_a_count_that_nobody_expected_is_reported(
     streams: Answers, disk: FakeDisk, application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
