@@ -314,6 +314,17 @@ def test_an_event_that_is_written_and_not_forced_is_there_once_and_not_called_lo
     assert not writer.flush()
 
 
+def test_a_disk_that_goes_on_refusing_to_force_is_reported_once_in_a_while(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = make_writer(path, spool_sync="full")
+    monkeypatch.setattr(shipped, "force_to_disk", lambda _: os.fsync(99_999))
+    with Records() as records:
+        submit_events(writer, range(3))
+    assert len(records.texts(logging.ERROR)) == 1
+    assert writer.stats().spooled == 3
+
+
 def test_what_could_not_be_forced_is_not_called_forced_by_a_second_flush(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
