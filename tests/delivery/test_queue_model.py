@@ -387,7 +387,9 @@ class World:
             assert self.now - began < 3600, self.describe()
             took, wait = self.take(alone=False)
             in_a_row = in_a_row + 1 if took else 0
-            assert in_a_row < 10 * len(self.known) + 50, "it tries without a pause"
+            # A bad row has pauses of a second, so that of a dozen one is always due; half a minute
+            # and about 45 tries later it is given up.
+            assert in_a_row < 60 * len(self.known) + 50, "it tries without a pause"
             if not took:
                 assert wait is not None, "nothing would ever be sent"
                 self.now += min(wait, 1.0)
