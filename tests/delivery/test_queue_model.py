@@ -277,12 +277,12 @@ class World:
         queue = self.queue
         had_room = queue.has_room(size)
         waiting = {
-            position: row
-            for doubt in queue._doubtful
+            position: row  # those of a request that were refused for the same reason stay together
+            for doubt in sorted(queue._doubtful, key=lambda doubt: doubt.positions[0])
             for row, position in zip(doubt.rows, doubt.positions, strict=True)
         }
         letters = queue.drop_doubtful(size)
-        assert [letter.position for letter in letters] == sorted(waiting)[: len(letters)]
+        assert [letter.position for letter in letters] == [*waiting][: len(letters)]
         for letter in letters:
             known = self.known[number_of(letter.row)]
             assert (known.fate, known.position) == ("held", letter.position)
