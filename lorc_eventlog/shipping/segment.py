@@ -17,6 +17,7 @@ from lorc_eventlog.spool.format import (
     MAX_LINE_BYTES,
     decode_line,
     decode_row,
+    decode_rows,
     find_rows,
     is_cut_off,
 )
@@ -205,8 +206,8 @@ class Segment:
         """Add the events of ``data``, whole lines, until there are ``limit``."""
         lines = data.removesuffix(b"\n").split(b"\n") if data else []
         wanted = lines[: limit - len(rows)]
-        found = list(map(decode_row, wanted))
-        if None in found:  # then some of the other lines may be wanted, too
+        found = decode_rows(wanted)
+        if found is None:  # then some of the other lines may be wanted, too
             self._take_apart(lines, limit, rows, places)
             return
         # A shipper spends a quarter of its time on what it does for each event, so that all events
@@ -214,7 +215,7 @@ class Segment:
         sizes = map((1).__add__, map(len, wanted))
         starts = [*accumulate(sizes, initial=self.read_to)]
         self.read_to = starts[-1]
-        rows += found  # type: ignore[arg-type]  # None was looked for
+        rows += found
         places += zip(repeat(self), starts, starts[1:], strict=False)
 
     def _take_apart(

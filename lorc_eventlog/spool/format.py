@@ -17,11 +17,11 @@ and values of their types. Everything else is damage, and costs nothing but itse
 
 from __future__ import annotations
 
-import itertools
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from operator import itemgetter
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,6 @@ _TABLE_KEY = "table"
 _REQUIRED = ("event_id", "event_type", "source", "created_at", "payload")
 _OPTIONAL = ("schema_ref", "correlation_id", "subject_id")
 _values = itemgetter(*_REQUIRED, *_OPTIONAL)
-_TYPES = frozenset(
-    (*[str] * len(_REQUIRED), *optional)
-    for optional in itertools.product((str, NoneType), repeat=len(_OPTIONAL))
-)
-"""The types that the values of a row may have."""
 
 _CRC_BYTES = 9
 _LINE_START = re.compile(rb'[0-9a-f]{8} \{"event_id":"')
@@ -120,7 +115,7 @@ def find_rows(text: bytes) -> tuple[list[tuple[int, int, Row]], int]:
         return [], 0
     found = []
     starts = [match.start() for match in _LINE_START.finditer(text)]
-    for start, next_start in itertools.pairwise([*starts, len(text)]):
+    for start, next_start in pairwise([*starts, len(text)]):
         end = text.rfind(_LINE_END, start, next_start) + len(_LINE_END)
         row = decode_row(text[start:end])
         if row is not None:
@@ -151,19 +146,34 @@ def _is_acknowledged(text: bytes) -> bool:
 
 def decode_row(line: bytes) -> Row | None:
     """Decode the line of an event, without its line break; None if it is anything else."""
-    # A shipper spends most of its time here, so that nothing is a loop or a call of ours.
-    encoded = line[_CRC_BYTES:]
-    if line[:_CRC_BYTES] != b"%08x " % zlib.crc32(encoded):
+    rows = decode_rows([line])
+    return rows[0] if rows else None
+
+
+def decode_rows(lines: Sequence[bytes]) -> list[Row] | None:
+    """Decode the lines of events, without their line breaks; None if one of them is anything else.
+
+    A shipper spends most of its time here. So each step is taken for all lines before the next one,
+    without a loop or a call of ours for each line, which takes two thirds of the time.
+    """
+    if not lines:
+        return []
+    encoded = [line[_CRC_BYTES:] for line in lines]
+    checksums = b"%08x " * len(lines) % tuple(map(zlib.crc32, encoded))
+    if b"".join([line[:_CRC_BYTES] for line in lines]) != checksums:
         return None
     try:
-        row: Row = orjson.loads(encoded)
-        values = _values(row)
-        is_row = (
-            tuple(map(type, values)) in _TYPES
-            and "" not in values[: len(_REQUIRED)]
-            and len(row) == len(values)
-            and type(orjson.loads(row["payload"])) is dict
+        rows: list[Row] = list(map(orjson.loads, encoded))
+        columns = list(zip(*map(_values, rows), strict=True))
+        required, optional = columns[: len(_REQUIRED)], columns[len(_REQUIRED) :]
+        payloads = map(orjson.loads, required[-1])
+        are_rows = (
+            {str}.issuperset(map(type, chain(*required)))
+            and {str, NoneType}.issuperset(map(type, chain(*optional)))
+            and not any("" in column for column in required)
+            and set(map(len, rows)) == {len(columns)}
+            and {dict}.issuperset(map(type, payloads))
         )
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None  # the line, or the payload, is no JSON, or the line is JSON of another shape
-    return row if is_row else None
+        return None  # a line, or a payload, is no JSON, or a line is JSON of another shape
+    return rows if are_rows else None

@@ -21,6 +21,8 @@ from lorc_eventlog.spool.format import (
     Header,
     decode_header,
     decode_line,
+    decode_row,
+    decode_rows,
     encode_header,
     encode_line,
     find_rows,
@@ -71,6 +73,23 @@ def test_a_row_with_a_right_checksum_and_values_of_another_type_is_damage(
 ) -> None:
     text = with_checksum({**row(1), **change})
     assert find_rows(text) == ([], len(text))
+
+
+@pytest.mark.parametrize(
+    "change", [*FORGED, {"schema_ref": None}], ids=lambda c: json.dumps(c)[:40]
+)
+def test_lines_are_events_together_if_each_is_one(change: dict[str, Any]) -> None:
+    rows = [row(number) for number in range(3)]
+    lines = [encode_line(one)[:-1] for one in rows]
+    assert decode_rows(lines) == rows
+    lines[1] = with_checksum({**rows[1], **change})
+    changed = decode_row(lines[1])
+    assert decode_rows(lines) == (None if changed is None else [rows[0], changed, rows[2]])
+    # The digits of two lines are no checksums if they are swapped, although they are all there.
+    first, second = lines[0], lines[2]
+    assert decode_rows([second[:9] + first[9:], first[:9] + second[9:]]) is None
+    assert decode_rows([first[1:], b"0" + second]) is None
+    assert decode_rows([]) == []
 
 
 @pytest.mark.parametrize("key", [*row(0)])
