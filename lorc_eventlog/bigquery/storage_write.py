@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import orjson
-
 from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint
 from lorc_eventlog.bigquery.storage_failures import (
     failure_in_answer,
@@ -25,9 +23,13 @@ from lorc_eventlog.bigquery.storage_failures import (
 )
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal, RefusedRow
+from lorc_eventlog.events.row import ROW_BYTES
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
+
+BYTES_A_CHARACTER = 4
+"""The most that UTF-8 takes."""
 
 MAX_ROWS = 50_000
 MAX_REQUEST_BYTES = 9_000_000
@@ -49,19 +51,23 @@ def wire_bytes(row: Row) -> int:
     return size
 
 
-def most_bytes(rows: Sequence[Row]) -> int:
-    """Return how many bytes ``rows`` take as JSON, which names each field: more than in a request.
+def most_bytes(rows: Sequence[Row], size: int) -> int:
+    """Return the most bytes that ``rows`` take in a request, from their ``size`` in characters.
 
-    It takes a third of the time that :func:`wire_bytes` takes for them all.
+    It takes a tenth of the time that :func:`wire_bytes` takes for them all: only the payloads are
+    measured, and each other character is taken for the longest that there is.
     """
-    return len(orjson.dumps(rows))
+    payloads = "".join([row["payload"] for row in rows])
+    payload_bytes = len(payloads) if payloads.isascii() else len(payloads.encode())
+    others = size - len(payloads) - ROW_BYTES * len(rows)
+    return ROW_BYTES * len(rows) + payload_bytes + BYTES_A_CHARACTER * others
 
 
 LIMITS = Limits(
     rows=MAX_ROWS,
     request_bytes=MAX_REQUEST_BYTES,
     wire_bytes=wire_bytes,
-    bytes_a_character=4,  # of UTF-8
+    bytes_a_character=BYTES_A_CHARACTER,
     most_bytes=most_bytes,
 )
 

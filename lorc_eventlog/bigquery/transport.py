@@ -30,9 +30,9 @@ class Limits:
     """Returns how many bytes a row takes in a request at most."""
     bytes_a_character: int = MOST_BYTES_A_CHARACTER
     """The most that one character of a row takes: rows that fit by it are not measured."""
-    most_bytes: Callable[[Sequence[Row]], int] | None = None
-    """Returns quickly how many bytes rows take at most, if there is a way: rows that fit by it are
-    not measured one by one."""
+    most_bytes: Callable[[Sequence[Row], int], int] | None = None
+    """Returns quickly how many bytes rows of so many characters (``row_bytes``) take at most, if
+    there is a way: rows that fit by it are not measured one by one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,10 @@ class Books:
         """Move all rows of ``inbox`` in; they came at ``since`` or later."""
         self._fresh.absorb(inbox, since)
 
+    def extend(self, rows: Sequence[Row], since: float) -> None:
+        """Add ``rows``, which came at ``since`` or later, and to which nobody adds meanwhile."""
+        self._fresh.extend(rows, since)
+
     def skip(self, count: int) -> None:
         """Count ``count`` rows that were expected after the fresh ones and will never come."""
         fresh = self._fresh

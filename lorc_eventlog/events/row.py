@@ -28,7 +28,7 @@ _DIGITS = [
 ]
 """The places of random digits in the text of a UUID, and their numbers among all digits."""
 
-_ROW_BYTES = 300
+ROW_BYTES = 300
 """About how large a row is without its texts: names, id, time, and what Python needs for it."""
 
 SMALL_ROW = 32_768
@@ -174,7 +174,7 @@ def row_bytes(row: Row) -> int:
     The same before and after :func:`finish`, because what is added must be taken away again.
     """
     return (
-        _ROW_BYTES
+        ROW_BYTES
         + len(row["payload"])
         + len(row["event_type"])
         + len(row["source"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from math import inf
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorc_eventlog.bigquery.insert_all import LIMITS
 from lorc_eventlog.delivery.fresh import FreshRows, fitting
@@ -44,7 +47,7 @@ def test_rows_that_fit_together_are_not_measured_one_by_one(most_bytes: int, mea
         request_bytes=2 * SIZE,
         wire_bytes=wire_bytes,
         bytes_a_character=4,
-        most_bytes=lambda rows: most_bytes if len(rows) == 2 else 0,
+        most_bytes=lambda rows, size: most_bytes if (len(rows), size) == (2, 2 * SIZE) else 0,
     )
     assert fitting(rows, 2 * SIZE, limits) == 2
     assert seen == rows[:measured]
@@ -59,3 +62,36 @@ def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None
     second = fresh.take(10, 10.0, {})
     assert (numbers(second), list(second.positions), second.size) == ([1, 2], [1, 2], 2 * SIZE)
     assert second.sent_at == 10.0
+
+
+@given(
+    before=st.lists(st.integers(0, 90), max_size=12),
+    lengths=st.lists(st.integers(0, 90), max_size=40),
+    skipped=st.integers(0, 2),
+    request_bytes=st.sampled_from([4 * SIZE, 100 * SIZE]),
+)
+def test_rows_that_come_together_are_portioned_like_rows_that_come_one_by_one(
+    before: list[int], lengths: list[int], skipped: int, request_bytes: int
+) -> None:
+    together, one_by_one = (
+        fresh_rows(0, request_bytes=request_bytes),
+        fresh_rows(0, request_bytes=request_bytes),
+    )
+    rows = [make_row(number, "x" * length) for number, length in enumerate([*before, *lengths])]
+    for fresh in (together, one_by_one):
+        fresh.absorb(deque(rows[: len(before)]), 7.0)
+        fresh.position += skipped
+        fresh.skipped += skipped
+    together.extend(rows[len(before) :], 8.0)
+    one_by_one.absorb(deque(rows[len(before) :]), 8.0)
+    assert portions_of(together) == portions_of(one_by_one)
+    assert together.added_bytes == one_by_one.added_bytes
+    assert together.position == one_by_one.position == len(rows) + skipped
+
+
+def portions_of(fresh: FreshRows) -> list[tuple[list[int], list[int], int]]:
+    portions = []
+    while fresh.first < inf:
+        batch = fresh.take(10, 9.0, {})
+        portions.append((numbers(batch), list(batch.positions), batch.size))
+    return portions

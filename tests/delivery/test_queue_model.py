@@ -435,6 +435,12 @@ class QueueMachine(RuleBasedStateMachine):
         world.queue.absorb(inbox, world.now)
         assert not inbox
 
+    @rule(kinds=st.lists(st.sampled_from(KINDS), max_size=12), length=LENGTHS)
+    def extend(self, kinds: list[str], length: int) -> None:
+        world = self.world
+        rows = [world.make(kind, length + index) for index, kind in enumerate(kinds)]
+        world.queue.extend(rows, world.now)
+
     @rule(kind=st.sampled_from(KINDS), length=LENGTHS)
     def accept(self, kind: str, length: int) -> None:
         world = self.world
