@@ -106,10 +106,9 @@ class Follower:
         self._tell()
 
     def _look_at(self, name: str) -> None:
-        segment = self._segments.get(name)
+        segment = self._segments.get(name) or Segment(self._directory, name)
         try:
-            if segment is None:
-                segment = Segment(self._directory, name)
+            if name not in self._segments:
                 if not self._is_ours(segment):
                     return
                 self._segments[name] = segment
@@ -117,9 +116,7 @@ class Follower:
         except FileNotFoundError:
             pass  # deleted since the look, which the next one will see
         except OSError as error:
-            is_refused = self._left_alone.not_seen(name, error)
-            if segment is not None:
-                segment.is_refused = is_refused
+            segment.is_refused = self._left_alone.not_seen(name, error)
         else:
             segment.is_refused = False
             self._left_alone.accept(name)

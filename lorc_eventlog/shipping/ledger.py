@@ -40,6 +40,10 @@ MAX_RUN_BYTES = 28 * 2**10
 somebody may have given segments long names."""
 
 
+MAX_LENGTH = 2**28
+"""A longer run is none: one is at most what a request takes, as the spool writes it."""
+
+
 class Run(NamedTuple):
     """Neighbouring lines of one segment."""
 
@@ -192,4 +196,11 @@ def _record(value: dict[str, Any]) -> Record:
 
 
 def _runs(value: Any) -> tuple[Run, ...]:
-    return tuple(Run(str(segment), int(start), int(end)) for segment, start, end in value)
+    return tuple(_run(str(segment), int(start), int(end)) for segment, start, end in value)
+
+
+def _run(segment: str, start: int, end: int) -> Run:
+    # Who shares the directory may have written the ledger, and a run is overwritten with blanks.
+    if "/" in segment or "\0" in segment or not 0 <= start < end <= start + MAX_LENGTH:
+        raise ValueError(segment)
+    return Run(segment, start, end)

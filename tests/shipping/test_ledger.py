@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lorc_eventlog.shipping.books import Books
 from lorc_eventlog.shipping.ledger import (
     MAX_RUN_BYTES,
     MAX_RUNS,
@@ -21,6 +22,7 @@ from lorc_eventlog.shipping.ledger import (
     Run,
     run_bytes,
 )
+from lorc_eventlog.shipping.lines import Lines
 from lorc_eventlog.spool.directory import Access, Directory
 
 NAME = "shipper.ledger"
@@ -95,6 +97,32 @@ def test_a_record_of_another_shape_does_not_count(directory: Directory, line: by
     ledger = Ledger(directory, NAME)
     assert ledger.records == []
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("../victim.ship", 0, 5),
+        Run("\0.ship", 0, 5),
+        Run("a.ship", -1, 5),
+        Run("a.ship", 5, 5),
+        Run("a.ship", 0, 2**60),
+    ],
+)
+def test_a_record_that_names_what_no_segment_holds_does_not_count(
+    directory: Directory, run: Run
+) -> None:
+    """Whoever shares the directory can write it: nothing outside may be overwritten."""
+    victim = directory.path.parent / "victim.ship"
+    victim.write_bytes(b"secret")
+    victim.chmod(0o600)
+    ledger = Ledger(directory, NAME)
+    ledger.write(stream="s", end=1, stored=[run], intent=None)
+    ledger.close()
+    ledger = Ledger(directory, NAME)
+    assert Books(ledger, Lines(directory)).recover() is None
+    ledger.close()
+    assert victim.read_bytes() == b"secret"
 
 
 def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
