@@ -234,10 +234,9 @@ class Shipper:
         Applications then write to a new directory, which takes another shipper. Without the lock
         nobody would know that this one ships, and a second one could.
         """
-        if self._follower.is_lost:
-            return True
+        lock = lock_name(self._settings.table)
         with contextlib.suppress(OSError):
-            return not self._directory.holds(lock_name(self._settings.table), self._lock_file)
+            return self._follower.is_lost or not self._directory.holds(lock, self._lock_file)
         return False
 
     def stop_reading(self) -> None:

@@ -210,6 +210,7 @@ def test_a_shipper_with_requests_on_their_way_keeps_its_lock(
     shipper.start()
     assert shipper.wait_until(lambda progress: progress.retries > 0, 20)
     shipper.stop_reading()
+    assert not shipper.wait_until(lambda progress: progress.is_settled, 0.1)
     shipper.close()
     with pytest.raises(AnotherShipperError):
         Shipper(settings)
