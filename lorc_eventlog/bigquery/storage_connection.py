@@ -5,6 +5,7 @@ gRPC does not survive forks, so only a process that does not fork speaks it: the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from queue import Empty, SimpleQueue
@@ -144,6 +145,13 @@ class Connection:
         self._answers: SimpleQueue[Any] = SimpleQueue()
         metadata = endpoint.metadata(write_stream=stream)
         self._channel = endpoint.open_channel()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._channel.close)
+            self._begin(metadata)
+            undo.pop_all()
+
+    def _begin(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Begin the call. Out of threads, both gRPC and this raise ``RuntimeError``."""
         append_rows: Any = self._channel.stream_stream(
             f"{SERVICE}/AppendRows", None, AppendRowsResponse.FromString
         )

@@ -7,11 +7,13 @@ docs/background/bigquery.md lists each with BigQuery's words and where they come
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from lorc_eventlog.bigquery.failures import CREDENTIALS, GRANT, WHAT_TO_DO, why_no_client
 from lorc_eventlog.bigquery.storage_connection import AppendTimeoutError, EndedError
@@ -160,7 +162,8 @@ def status_of(error: grpc.RpcError) -> Any:
     trailing: Any = error.trailing_metadata()
     for key, value in trailing or ():
         if key == "grpc-status-details-bin":
-            status = Status.FromString(value)
+            with contextlib.suppress(DecodeError):  # a proxy may say anything
+                status = Status.FromString(value)
     return status
 
 
@@ -168,7 +171,8 @@ def storage_error_of(status: Any) -> int:
     """Return the code of the StorageError that a status carries; 0 if it carries none."""
     for detail in status.details:
         if detail.type_url == STORAGE_ERROR_URL:
-            return int(StorageError.FromString(detail.value).code)
+            with contextlib.suppress(DecodeError):
+                return int(StorageError.FromString(detail.value).code)
     return 0
 
 

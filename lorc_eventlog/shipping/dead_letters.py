@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
-from lorc_eventlog.spool.directory import force_to_disk
+from lorc_eventlog.spool.directory import Access, force_to_disk, make_directory
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.envelope import Envelope
-    from lorc_eventlog.events.row import Row
 
 FILE_NAME = "dead-letters.jsonl"
 """Where dead letters go unless a file is named: in the spool directory."""
+
+
+# O_NONBLOCK, because opening a pipe that somebody put there would wait for its other end.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class DeadLetterFile:
     """Appends a JSON line for each event that BigQuery will never take.
 
     The line is on the disk before the event is erased from the spool. It holds the whole event, so
-    that the file is readable by its owner alone.
+    that the file is readable by its owner alone. Somebody who has read the file may move or delete
+    it at any time: then the next letter begins another.
 
     Args:
         path: The file; made with mode 0600 if it is not there.
@@ -35,7 +40,6 @@ class DeadLetterFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._written: set[str] = set()
         self._descriptor: int | None = None
         try:
             self._open()
@@ -45,11 +49,19 @@ class DeadLetterFile:
                 raise
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.path, flags, 0o600)
-        self._descriptor = descriptor
+        descriptor = self._descriptor = os.open(self.path, _FLAGS, 0o600)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self.close()
+            raise OSError(errno.EINVAL, "It is not a regular file", str(self.path))
         os.fchmod(descriptor, 0o600)
         return descriptor
+
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether the file is where a person looks for it."""
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
 
     def append(self, envelope: Envelope, reason: str) -> None:
         """Write one dead letter and force it to the disk.
@@ -63,6 +75,15 @@ class DeadLetterFile:
             "event": envelope,
         }
         line = orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE)
+        while not self._append(line):
+            pass  # somebody moved or deleted the file just now, and the letter with it
+
+    def _append(self, line: bytes) -> bool:
+        """Write one line; whether it is in the file that is there now."""
+        if self._descriptor is not None and not self._is_there(self._descriptor):
+            self.close()
+            # The directory may be gone as well. Whoever waits for the letter would wait for ever.
+            make_directory(self.path.parent, Access.OWNER)
         descriptor = self._open() if self._descriptor is None else self._descriptor
         size = os.fstat(descriptor).st_size
         try:
@@ -72,16 +93,10 @@ class DeadLetterFile:
         except OSError:  # it is tried again, and each time would leave a letter
             os.ftruncate(descriptor, size)
             raise
-        self._written.add(envelope["event_id"])
-
-    def take(self, row: Row) -> bool:
-        """Whether the letter of ``row`` was written; it is asked for once."""
-        was_written = row["event_id"] in self._written
-        self._written.discard(row["event_id"])
-        return was_written
+        return self._is_there(descriptor)
 
     def close(self) -> None:
         """Close the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

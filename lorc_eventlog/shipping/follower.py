@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lorc_eventlog.diagnostics import Notes, escaped
 from lorc_eventlog.shipping.ledger import Run
+from lorc_eventlog.shipping.left_alone import LeftAlone, is_text
 from lorc_eventlog.shipping.lines import Eraser
 from lorc_eventlog.shipping.report import FollowerReport
 from lorc_eventlog.shipping.segment import Segment
-from lorc_eventlog.spool.directory import UntrustedError
 from lorc_eventlog.spool.shipped import DRAFT_PREFIX, SUFFIX, LaterVersionError
 
 if TYPE_CHECKING:
@@ -31,11 +31,7 @@ if TYPE_CHECKING:
     from lorc_eventlog.shipping.segment import Place
     from lorc_eventlog.spool.directory import Directory
 
-MAX_OPEN = 256
-"""Segments of which events are held at a time: each takes a file descriptor."""
-
 DAMAGED_SUFFIX = ".damaged"
-
 
 _SEGMENT = itemgetter(0)
 _START = itemgetter(1)
@@ -72,9 +68,9 @@ class Follower:
         self._directory = directory
         self._table = table
         self._report = FollowerReport(directory.path, notes)
+        self._left_alone = LeftAlone(self._report)
         self._eraser = Eraser(lines, self._report)
         self._segments: dict[str, Segment] = {}
-        self._ignored: set[str] = set()
         self._unread: dict[str, deque[Segment]] = {}
         """By process, the segments that hold something to read, the oldest first."""
         self._turns: deque[str] = deque()
@@ -94,33 +90,36 @@ class Follower:
             self.is_lost = self._directory.is_deleted
         except OSError as error:
             self._report.trouble("cannot be searched", error)
+            self.found = self.found._replace(is_empty=False)
             return
+        self._left_alone.begin(names)
         self._eraser.erase_what_is_left()
         for name in self._segments.keys() - set(names):
             self._forget(self._segments[name])
         for name in names:
             if name.startswith(DRAFT_PREFIX):
                 _remove_draft(self._directory, name)
-            elif name not in self._ignored:
+            elif not is_text(name):
+                self._left_alone.refuse(name, "its name is no text")
+            elif not self._left_alone.is_for_others(name):
                 self._look_at(name)
         self._tell()
 
     def _look_at(self, name: str) -> None:
-        segment = self._segments.get(name)
+        segment = self._segments.get(name) or Segment(self._directory, name)
         try:
-            if segment is None:
-                segment = Segment(self._directory, name)
+            if name not in self._segments:
                 if not self._is_ours(segment):
                     return
                 self._segments[name] = segment
             segment.look()
-        except UntrustedError as error:
-            self._ignore(name, str(error.strerror))
         except FileNotFoundError:
             pass  # deleted since the look, which the next one will see
         except OSError as error:
-            self._report.trouble("cannot be read", error, name)
+            segment.is_refused = self._left_alone.not_seen(name, error)
         else:
+            segment.is_refused = False
+            self._left_alone.accept(name)
             if segment.is_done:
                 self._discard(segment)
             elif not segment.is_read:
@@ -131,15 +130,17 @@ class Follower:
             table = segment.table()
         except LaterVersionError:
             why = "a later version of lorc_eventlog wrote it: ship with that version"
-            self._ignore(segment.name, why)
+            self._left_alone.leave_to_others(segment.name, why)
             return False
         if table is None:  # a loss of power left it so
             if segment.give_up():
                 self._discard(segment)
+            else:
+                self._left_alone.is_all_seen = False
             return False
         if table != self._table:
             why = f"its events belong to {escaped(table)}, and this shipper delivers {self._table}"
-            self._ignore(segment.name, why)
+            self._left_alone.leave_to_others(segment.name, why)
             return False
         return True
 
@@ -160,9 +161,8 @@ class Follower:
         rows: list[Row] = []
         if self._eraser.left:
             return rows
-        held = sum(segment.is_open for segment in self._segments.values())
         for _ in range(len(self._turns)):
-            if len(rows) >= limit or held >= MAX_OPEN:
+            if len(rows) >= limit:
                 break
             process = self._turns.popleft()
             segments = self._unread[process]
@@ -171,7 +171,6 @@ class Follower:
                 found, places = segment.read(limit - len(rows))
                 self._places.update(zip(map(id, found), places, strict=True))
                 rows += found
-                held += segment.is_open
                 if segment.is_read and len(segments) > 1:
                     segment.measure()  # its process has begun the next one: it is complete now
             except OSError as error:  # it has its turn again after the next look
@@ -217,16 +216,16 @@ class Follower:
             starts.setdefault(segment, []).extend(map(_START, some))
         for segment, some_starts in starts.items():
             segment.held.let_go(some_starts)
-            segment.close_if_unused()
             if segment.is_done:
                 self._discard(segment)
 
     def _tell(self) -> None:
         waiting = [segment for segment in self._segments.values() if segment.waits]
+        is_empty = all(segment.is_refused for segment in self._segments.values()) and not waiting
         self.found = Found(
             unread_bytes=sum(segment.size - segment.read_to for segment in waiting),
             oldest=min((segment.oldest for segment in waiting), default=None),
-            is_empty=not self._segments,
+            is_empty=is_empty and self._left_alone.is_all_seen,
         )
 
     def _discard(self, segment: Segment) -> None:
@@ -243,10 +242,6 @@ class Follower:
             self._report.trouble("is delivered, but cannot be deleted", error, segment.name)
             return
         self._forget(segment)
-
-    def _ignore(self, name: str, why: str) -> None:
-        self._ignored.add(name)
-        self._report.left_alone(name, why)
 
     def _forget(self, segment: Segment) -> None:
         self._segments.pop(segment.name, None)

@@ -16,10 +16,13 @@ the intent of the next, so that a request costs one write to the disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
 
 from lorc_eventlog.spool.format import decode_line, encode_line
 
@@ -30,7 +33,15 @@ SLOTS = 8
 SLOT_BYTES = 64 * 2**10
 
 MAX_RUNS = 256
-"""A record of so many runs fits into a slot, whatever the names are."""
+"""The most runs of one request..."""
+
+MAX_RUN_BYTES = 28 * 2**10
+"""... and the most bytes that they take. A record holds those of two requests, and 8 KiB besides:
+somebody may have given segments long names."""
+
+
+MAX_LENGTH = 2**28
+"""A longer run is none: one is at most what a request takes, as the spool writes it."""
 
 
 class Run(NamedTuple):
@@ -80,11 +91,14 @@ class Ledger:
 
     def __init__(self, directory: Directory, name: str) -> None:
         self._file = directory.open_file(name, os.O_RDWR | os.O_CREAT)
-        self._file.allocate(SLOTS * SLOT_BYTES)
-        self.records = self._read()
-        """The records that were found, the oldest first; all but the last are history."""
-        self._file.force()
-        directory.force()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._file.close)
+            self._file.allocate(SLOTS * SLOT_BYTES)
+            self.records = self._read()
+            """The records that were found, the oldest first; all but the last are history."""
+            self._file.force()
+            directory.force()
+            undo.pop_all()
         self._number = self.records[-1].number if self.records else 0
 
     def _read(self) -> list[Record]:
@@ -124,6 +138,11 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def run_bytes(segment: str) -> int:
+    """Return the most bytes that a run in ``segment`` takes in a record."""
+    return len(orjson.dumps(segment)) + len("[,,],") + 2 * len(str(2**63))
 
 
 def _encode(record: Record) -> bytes:
@@ -177,4 +196,11 @@ def _record(value: dict[str, Any]) -> Record:
 
 
 def _runs(value: Any) -> tuple[Run, ...]:
-    return tuple(Run(str(segment), int(start), int(end)) for segment, start, end in value)
+    return tuple(_run(str(segment), int(start), int(end)) for segment, start, end in value)
+
+
+def _run(segment: str, start: int, end: int) -> Run:
+    # Who shares the directory may have written the ledger, and a run is overwritten with blanks.
+    if "/" in segment or "\0" in segment or not 0 <= start < end <= start + MAX_LENGTH:
+        raise ValueError(segment)
+    return Run(segment, start, end)

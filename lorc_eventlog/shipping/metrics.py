@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PREFIX = "lorc_eventlog_ship"
 
+REQUEST_TIMEOUT = 10.0
+"""Seconds in which a client asks. One that does not would keep a thread and a descriptor."""
+
 
 def text_of(progress: Progress, now: float) -> str:
     """Return the metrics in Prometheus' text format."""
@@ -56,6 +59,8 @@ def serving(
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_TIMEOUT
+
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404)

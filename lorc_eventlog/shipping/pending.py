@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.shipping.ledger import MAX_RUNS, Intent
+from lorc_eventlog.shipping.ledger import MAX_RUN_BYTES, MAX_RUNS, Intent, run_bytes
 from lorc_eventlog.shipping.segment import key_of
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ def checksum_of(rows: EncodedRows) -> str:
 
 def most_in_runs(places: Sequence[Place]) -> int:
     """Return how many of the first lines are at most as many runs as a record holds."""
-    runs, last, reached = 0, None, 0
+    runs, size, last, reached = 0, 0, None, 0
     for count, (segment, start, end) in enumerate(places):
         if segment is not last or start != reached:
             runs += 1
-            if runs > MAX_RUNS:
+            size += run_bytes(segment.name)
+            if runs > MAX_RUNS or size > MAX_RUN_BYTES:
                 return count
             last = segment
         reached = end

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from lorc_eventlog.diagnostics import Notes, Throttle, escaped
 
+MOST_REASONS = 100
+"""The reasons that segments give are not ours, so only so many are remembered."""
+
 TROUBLE_INTERVAL = 60.0
 """Seconds between two messages about trouble of one kind."""
 
@@ -24,6 +27,7 @@ class FollowerReport:
         self._directory = escaped(str(directory))
         self._notes = notes
         self._troubles = Throttle(TROUBLE_INTERVAL)
+        self._reasons: set[str] = set()
 
     def trouble(self, what: str, error: OSError, name: str = "the directory") -> None:
         """The disk refuses something, which is tried again: of many files only one is named."""
@@ -33,6 +37,16 @@ class FollowerReport:
                 logging.ERROR,
                 "spool %s: %s %s, which is tried again: %s",
                 self._directory, escaped(name), what, why,
+            )  # fmt: skip
+
+    def left_to_others(self, name: str, why: str) -> None:
+        """A segment is for another shipper to deliver: of many, the first is named."""
+        if why not in self._reasons and len(self._reasons) < MOST_REASONS:
+            self._reasons.add(why)
+            self._notes.note(
+                logging.WARNING,
+                "spool %s: %s is left alone, as are others like it: %s",
+                self._directory, escaped(name), why,
             )  # fmt: skip
 
     def left_alone(self, name: str, why: str) -> None:

@@ -83,8 +83,8 @@ class Held:
 class Segment:
     """What the shipper knows of one file, and the only code that touches it.
 
-    Its methods raise ``OSError``. The file is open while it is read and while events of it are
-    held, that is, were read and are not yet erased.
+    Its methods raise ``OSError``. The file is open only while one of them runs, so that thousands
+    of segments of which events wait take no descriptors.
     """
 
     directory: Directory
@@ -97,6 +97,8 @@ class Segment:
     is_abandoned: bool = False
     """Whether no process writes to it any more. That never changes back."""
     damaged_bytes: int = 0
+    is_refused: bool = False
+    """Whether it was no file to be trusted at the last look."""
     is_left: bool = False
     """Whether it stays, although all in it was read: the next shipper takes it."""
     _unread_since: float = 0.0
@@ -117,13 +119,17 @@ class Segment:
     @property
     def oldest(self) -> float:
         """When the oldest event that waits happened, about, in seconds since the epoch."""
-        unread = math.inf if self.is_read else self._unread_since
+        unread = self._unread_since if self._has_unread else math.inf
         return min(unread, self.held.oldest)
 
     @property
     def waits(self) -> bool:
         """Whether something in it is not delivered."""
-        return self.held.count > 0 or not self.is_read
+        return self.held.count > 0 or self._has_unread
+
+    @property
+    def _has_unread(self) -> bool:
+        return not (self.is_read or self.is_refused)
 
     @property
     def is_read(self) -> bool:
@@ -135,19 +141,16 @@ class Segment:
         """Whether nothing in it waits and nothing will be added to it."""
         return self.is_abandoned and self.is_read and not self.held.count and not self.is_left
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it takes a file descriptor."""
-        return self._file is not None
-
     def table(self) -> str | None:
         """Return the table that the header names, and go to the first event; None if it is damaged.
 
         Raises:
             LaterVersionError: A later version of this package wrote the file.
         """
-        header, line_break, rest = self._open().read(HEADER_BYTES, 0).partition(b"\n")
-        self.close_if_unused()
+        try:
+            header, line_break, rest = self._open().read(HEADER_BYTES, 0).partition(b"\n")
+        finally:
+            self._close()
         first = decode_row(rest.partition(b"\n")[0])
         self._unread_since = time.time() if first is None else _time_of(first)
         self.read_to = len(header) + 1
@@ -155,8 +158,7 @@ class Segment:
 
     def give_up(self) -> bool:
         """Count all of it as damaged, if no process writes to it any more; whether that is so."""
-        self.is_abandoned = self._open().try_lock()
-        self.close_if_unused()
+        self._try_lock()
         self.size = self.read_to = self.damaged_bytes = self.directory.size(self.name)
         return self.is_abandoned
 
@@ -168,13 +170,16 @@ class Segment:
             self._unread_since = time.time()  # it came since the last look
         self._is_followed = True
         if (self.is_read or self._is_in_line) and not self.is_abandoned:
-            try:
-                # A process never locks a segment again, so that it is free for good.
-                self.is_abandoned = self._open().try_lock()
-            finally:
-                self.close_if_unused()
+            self._try_lock()
             # Its process may have written more since, and then given up the lock.
             self.measure()
+
+    def _try_lock(self) -> None:
+        """See whether its process is done: it never locks a segment again."""
+        try:
+            self.is_abandoned = self._open().try_lock()
+        finally:
+            self._close()
 
     def measure(self) -> None:
         """Look how large it is."""
@@ -200,7 +205,7 @@ class Segment:
                 self._unread_since = _time_of(rows[-1])
             return rows, places
         finally:
-            self.close_if_unused()
+            self._close()
 
     def _take(self, data: bytes, limit: int, rows: list[Row], places: list[Place]) -> None:
         """Add the events of ``data``, whole lines, until there are ``limit``."""
@@ -268,11 +273,10 @@ class Segment:
             self._file = self.directory.open_file(self.name)
         return self._file
 
-    def close_if_unused(self) -> None:
-        """Close the file unless events of it are held."""
-        if self._file is not None and not self.held.count:
-            self._file.close()
-            self._file = None
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _time_of(row: Row) -> float:

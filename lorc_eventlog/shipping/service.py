@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from lorc_eventlog.shipping.lock import take_lock
 from lorc_eventlog.shipping.requirements import check_disk, check_table
 from lorc_eventlog.shipping.shipping_queue import Recorder, ShippingQueue
 from lorc_eventlog.spool.directory import Directory
-from lorc_eventlog.spool.shipped import ledger_name
+from lorc_eventlog.spool.shipped import ledger_name, lock_name
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.bigquery.transport import Transport
     from lorc_eventlog.events.envelope import Envelope
+    from lorc_eventlog.events.row import Row
 
 CAPACITY = 10_000
 """Events in memory: enough for eight requests on their way and as many behind them."""
@@ -106,20 +106,22 @@ class Shipper:
             letters = settings.dead_letters or settings.directory / FILE_NAME
             self._dead_letters = DeadLetterFile(letters)
             undo.callback(self._dead_letters.close)
-            self._build(client)
-            undo.pop_all()
+            self._build(client, undo)
+            self._open = undo.pop_all()
 
-    def _build(self, client: Client | None) -> None:
+    def _build(self, client: Client | None, undo: contextlib.ExitStack) -> None:
         settings = self._settings
-        self._is_ending = threading.Event()
         self._is_closed = False
+        self._letters: dict[str, list[tuple[Envelope, str]]] = {}
+        """What became a dead letter that is not written yet, by the event's id."""
         self._troubles = Throttle(60.0)
         self._last_success: float | None = None
         self._delivered = 0
         notes = Notes()
         lines = Lines(self._directory)
         self._follower = Follower(self._directory, lines, settings.table, notes)
-        transport, recorder = self._make_transport(client, lines, notes)
+        transport, recorder = self._make_transport(client, lines, notes, undo)
+        undo.callback(transport.reconnect)  # and so nothing of it is open
         self._queue = ShippingQueue(
             self._follower,
             Bounds(
@@ -129,7 +131,7 @@ class Shipper:
                 capacity_bytes=CAPACITY_BYTES,
                 limits=transport.limits,
             ),
-            is_kept=self._dead_letters.take,
+            keep=self._keep_dead_letter,
             interval=settings.interval,
             recorder=recorder,
         )
@@ -141,12 +143,12 @@ class Shipper:
             flush_interval=min(GATHER_SECONDS, settings.interval),
             blocks=False,
             close_timeout=0.0,
-            on_dead_letter=self._keep_dead_letter,
+            on_dead_letter=self._note_dead_letter,
             most_senders=1 if settings.exactly_once else MAX_SENDERS,
         )
 
     def _make_transport(
-        self, client: Client | None, lines: Lines, notes: Notes
+        self, client: Client | None, lines: Lines, notes: Notes, undo: contextlib.ExitStack
     ) -> tuple[Transport, Recorder | None]:
         settings = self._settings
         if settings.transport == "rest":
@@ -161,35 +163,44 @@ class Shipper:
         from lorc_eventlog.shipping.exactly_once import ExactlyOnceTransport
         from lorc_eventlog.shipping.ledger import Ledger
 
+        ledger = Ledger(self._directory, ledger_name(settings.table))
+        undo.callback(ledger.close)
         transport = ExactlyOnceTransport(
             settings.table,
             client=StreamClient(),
             follower=self._follower,
-            books=Books(Ledger(self._directory, ledger_name(settings.table)), lines),
+            books=Books(ledger, lines),
             notes=notes,
         )
         return transport, transport
 
-    def _keep_dead_letter(self, envelope: Envelope, reason: str) -> None:
-        """Write a dead letter; wait for a disk that does not take it."""
-        while True:
-            try:
-                self._dead_letters.append(envelope, reason)
-            except OSError as error:
-                if self._troubles.lets_through(time.monotonic()):
-                    logger.error(  # noqa: TRY400  the disk's words say it all
-                        "%s takes no dead letters; event %s waits: %s",
-                        self._dead_letters.path, envelope["event_id"], error.strerror,
-                    )  # fmt: skip
-                if self._is_ending.wait(1.0):
-                    raise
-            else:
-                logger.error(
-                    "event %s (%s) is rejected and kept in %s: %s",
-                    envelope["event_id"], escaped(envelope["event_type"]),
-                    self._dead_letters.path, reason,
+    def _note_dead_letter(self, envelope: Envelope, reason: str) -> None:
+        """Remember why BigQuery refused an event, until the letter is written."""
+        # The same event may be in the directory twice.
+        self._letters.setdefault(envelope["event_id"], []).append((envelope, reason))
+
+    def _keep_dead_letter(self, row: Row) -> bool:
+        """Write the letter of ``row``; False if the disk does not take it."""
+        letters = self._letters[row["event_id"]]
+        envelope, reason = letters[0]
+        try:
+            self._dead_letters.append(envelope, reason)
+        except OSError as error:
+            if self._troubles.lets_through(time.monotonic()):
+                logger.error(  # noqa: TRY400  the disk's words say it all
+                    "%s takes no dead letters; event %s waits: %s",
+                    self._dead_letters.path, envelope["event_id"], error.strerror,
                 )  # fmt: skip
-                return
+            return False
+        letters.pop(0)
+        if not letters:
+            del self._letters[row["event_id"]]
+        logger.error(
+            "event %s (%s) is rejected and kept in %s: %s",
+            envelope["event_id"], escaped(envelope["event_type"]),
+            self._dead_letters.path, reason,
+        )  # fmt: skip
+        return True
 
     def start(self) -> None:
         """Begin to deliver."""
@@ -198,14 +209,15 @@ class Shipper:
     def progress(self) -> Progress:
         """Return how far it is."""
         stats = self._dispatcher.stats()
+        unkept = self._queue.unkept
         found = self._follower.found
         if stats.delivered > self._delivered:
             self._delivered, self._last_success = stats.delivered, time.time()
         return Progress(
             delivered=stats.delivered,
-            rejected=stats.rejected,
+            rejected=stats.rejected - unkept,
             retries=stats.retries,
-            waiting=stats.buffered,
+            waiting=stats.buffered + unkept,
             waiting_bytes=found.unread_bytes,
             oldest=found.oldest,
             last_success=self._last_success,
@@ -217,16 +229,19 @@ class Shipper:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody deleted the directory, or put another in its place.
+        """Whether somebody deleted the directory or the lock, or put another in its place.
 
-        Applications then write to a new one, which takes another shipper.
+        Applications then write to a new directory, which takes another shipper. Without the lock
+        nobody would know that this one ships, and a second one could.
         """
-        return self._follower.is_lost
+        lock = lock_name(self._settings.table)
+        with contextlib.suppress(OSError):
+            return self._follower.is_lost or not self._directory.holds(lock, self._lock_file)
+        return False
 
     def stop_reading(self) -> None:
         """Take nothing more from the directory; what is in memory is still delivered."""
         self._queue.is_reading = False
-        self._is_ending.set()
 
     def wait_until(self, condition: Callable[[Progress], bool], timeout: float) -> bool:
         """Wait until ``condition`` holds of the progress; False if ``timeout`` comes first."""
@@ -238,11 +253,15 @@ class Shipper:
         return True
 
     def close(self) -> None:
-        """Give up the directory: another process may ship. What is in memory stays on disk."""
+        """Give up the directory: another process may ship.
+
+        If something is in memory, that is when this process ends; it stays on disk.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        if self._queue.is_settled:
-            self._dispatcher.close()  # its threads end
-        self._lock_file.close()
-        self._dead_letters.close()
+        if not self._queue.is_settled:
+            # Its threads may still send and erase: the lock is given up when the process ends.
+            return
+        self._dispatcher.close()  # its threads end
+        self._open.close()

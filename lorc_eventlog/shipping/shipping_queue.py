@@ -37,8 +37,8 @@ class ShippingQueue(DeliveryQueue):
 
     Args:
         follower: Reads and erases.
-        is_kept: Whether a dead letter keeps a row; it is called once for each dead row. What none
-            keeps stays in the spool.
+        keep: Writes the dead letter of a row, and says whether the disk took it. It is called again
+            until it did; what no letter keeps in the end stays in the spool.
         interval: Seconds between two looks at the directory.
         recorder: Erases stored rows instead, for exactly once; None if the queue does.
         bounds: As for :class:`~lorc_eventlog.delivery.queue.DeliveryQueue`.
@@ -49,7 +49,7 @@ class ShippingQueue(DeliveryQueue):
         follower: Follower,
         bounds: Bounds,
         *,
-        is_kept: Callable[[Row], bool],
+        keep: Callable[[Row], bool],
         interval: float,
         recorder: Recorder | None,
     ) -> None:
@@ -59,11 +59,18 @@ class ShippingQueue(DeliveryQueue):
         self.looks = 0
         """How many times the directory was looked at."""
         self._follower = follower
-        self._is_kept = is_kept
+        self._keep = keep
         self._interval = interval
         self._recorder = recorder
         self._stored: deque[Row] = deque()
         self._dead: deque[Row] = deque()
+        self._unkept: list[Row] = []
+        """Dead rows whose letter the disk did not take."""
+        self._keep_at = 0.0
+        """When it is asked again."""
+        self._left = 0
+        self._is_batch_next = False
+        """Whether a chore was the last thing that was done: something to send comes first now."""
         self._look_at = 0.0
         self._is_chore_out = False
 
@@ -81,22 +88,33 @@ class ShippingQueue(DeliveryQueue):
     def is_settled(self) -> bool:
         """Whether nothing is in memory and everything on disk says so."""
         recorded = self._recorder is None or self._recorder.is_settled
-        return recorded and not (self.held or self._stored or self._dead or self._is_chore_out)
+        waits = self.held or self._stored or self._dead or self._unkept
+        return recorded and not (waits or self._is_chore_out)
+
+    @property
+    def unkept(self) -> int:
+        """How many dead rows no letter keeps: they are in the spool."""
+        return len(self._unkept) + self._left
 
     def take(self, now: float, *, alone: bool) -> Take:
         """Return what to do now: the chore, if it is time for it or if there is nothing to send."""
-        if not self._is_chore_out and self._needs_chore(now):
+        # By turns: else a sender that is alone would read a file of nothing but damage to its end.
+        if not self._is_batch_next and not self._is_chore_out and self._needs_chore(now):
             return self._hand_out_chore(now)
+        self._is_batch_next = False
         take = super().take(now, alone=alone)
         if take.batch is not None:
             return take
-        if not self._is_chore_out and (self._stored or self._dead):
+        if not self._is_chore_out and (self._needs_chore(now) or self._stored or self._dead):
             return self._hand_out_chore(now)
-        until_look = max(0.0, self._look_at - now)
-        return Take(wait=until_look if take.wait is None else min(take.wait, until_look))
+        next_at = min(self._look_at, self._keep_at) if self._unkept else self._look_at
+        until_chore = max(0.0, next_at - now)
+        return Take(wait=until_chore if take.wait is None else min(take.wait, until_chore))
 
     def _needs_chore(self, now: float) -> bool:
         if now >= self._look_at or len(self._stored) >= READ_ROWS:
+            return True
+        if self._unkept and (now >= self._keep_at or not self.is_reading):
             return True
         return self._room() > 0 and self._follower.has_unread
 
@@ -104,7 +122,7 @@ class ShippingQueue(DeliveryQueue):
         """Return how many rows may be read now: few enough for memory, and for them to be fresh."""
         if not self.is_reading or self._held_bytes >= self._capacity_bytes:
             return 0
-        return min(READ_ROWS, self._capacity - self._held)
+        return min(READ_ROWS, self._capacity - self._held - len(self._unkept))
 
     def _hand_out_chore(self, now: float) -> Take:
         self._is_chore_out = True
@@ -112,14 +130,13 @@ class ShippingQueue(DeliveryQueue):
         if is_time_to_look:
             self._look_at = now + self._interval
         room, held = self._room(), self._held
-        return Take(chore=lambda: self._do_chore(room, look=is_time_to_look, is_idle=not held))
+        self._is_batch_next = True
+        return Take(chore=lambda: self._do_chore(room, now, look=is_time_to_look, is_idle=not held))
 
-    def _do_chore(self, room: int, *, look: bool, is_idle: bool) -> list[Row]:
+    def _do_chore(self, room: int, now: float, *, look: bool, is_idle: bool) -> list[Row]:
         follower = self._follower
-        stored, dead = _drain(self._stored), _drain(self._dead)
-        kept = [row for row in dead if self._is_kept(row)]
-        follower.acknowledge(kept)
-        follower.leave([row for row in dead if row not in kept] if len(kept) < len(dead) else [])
+        stored = _drain(self._stored)
+        self._write_dead_letters(now)
         if self._recorder is None:
             follower.acknowledge(stored)
         else:
@@ -130,6 +147,26 @@ class ShippingQueue(DeliveryQueue):
             follower.look()
             self.looks += 1
         return follower.read(room) if room else []
+
+    def _write_dead_letters(self, now: float) -> None:
+        """Erase the dead rows that a letter keeps. The others wait, and nothing waits for them."""
+        dead = _drain(self._dead)
+        if now >= self._keep_at or not self.is_reading:
+            dead = self._unkept + dead
+            self._unkept = []
+        kept: list[Row] = []
+        unkept: list[Row] = []
+        for row in dead:
+            (kept if self._keep(row) else unkept).append(row)
+        self._follower.acknowledge(kept)
+        if not unkept:
+            return
+        if self.is_reading:
+            self._unkept += unkept
+            self._keep_at = now + KEEP_INTERVAL
+        else:
+            self._left += len(unkept)
+            self._follower.leave(unkept)
 
     def chore_done(self, result: object, now: float) -> int:
         """Add what the chore read."""
@@ -153,6 +190,9 @@ class ShippingQueue(DeliveryQueue):
         """Do nothing: segments are deleted as soon as they are empty."""
         return int
 
+
+KEEP_INTERVAL = 1.0
+"""Seconds between two tries of a dead letter that the disk does not take."""
 
 RECORDER_TIMEOUT = 30.0
 """Seconds that the recorder may take for what is pending."""

@@ -64,6 +64,10 @@ class File:
         """Force what was written to the disk."""
         force_to_disk(self._descriptor)
 
+    def status(self) -> os.stat_result:
+        """Return what the system knows of it."""
+        return os.fstat(self._descriptor)
+
     def try_lock(self) -> bool:
         """Lock the file for this process, if no other has it locked."""
         try:
@@ -130,6 +134,25 @@ class Directory:
         except FileNotFoundError:
             return True
         return not os.path.samestat(here, os.fstat(self.descriptor))
+
+    @property
+    def is_known_deleted(self) -> bool:
+        """The same, but False if that cannot be known.
+
+        A process that has given up its rights may not look any more, and still write.
+        """
+        try:
+            return self.is_deleted
+        except OSError:
+            return False
+
+    def holds(self, name: str, file: File) -> bool:
+        """Whether ``name`` is still that of ``file``, which is open."""
+        try:
+            status = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(status, file.status())
 
     def names(self) -> list[str]:
         """Return the names of all that is in it, in their order."""

@@ -244,7 +244,7 @@ class SegmentAppender:
                 self._path, escaped(self._name),
             )  # fmt: skip
             self.close_segment()
-        elif self._directory is not None and self._directory.is_deleted:
+        elif self._directory is not None and self._directory.is_known_deleted:
             self.close_segment()  # the directory was renamed: what is in it is still there
 
     def _make_room(self, size: int, now: float) -> None:
@@ -258,7 +258,8 @@ class SegmentAppender:
         """Look which of the closed segments the shipper has deleted."""
         if self._directory is None:
             return
-        sizes = {name: self._directory.size(name) for name in list(self._closed)}
+        directory = self._directory
+        sizes = {name: _size(directory, name, size) for name, size in list(self._closed.items())}
         self._closed = {name: size for name, size in sizes.items() if size}
         self._unforced &= self._closed.keys()
         self._closed_bytes = sum(self._closed.values())
@@ -301,6 +302,13 @@ class SegmentAppender:
         self._size = len(self._header)
         self._descriptor = descriptor
         return descriptor
+
+
+def _size(directory: Directory, name: str, otherwise: int) -> int:
+    try:
+        return directory.size(name)
+    except OSError:
+        return otherwise
 
 
 def _force_written(appender: SegmentAppender) -> None:

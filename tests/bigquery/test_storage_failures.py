@@ -178,6 +178,14 @@ def test_the_status_of_a_call_is_what_bigquery_sent_with_its_end() -> None:
     assert status_of(CallError(StatusCode.OUT_OF_RANGE, "b", {"x": b""})).message == "b"
 
 
+def test_details_that_are_none_say_nothing() -> None:
+    garbage = {"grpc-status-details-bin": b"\xff\xff\xff"}
+    found = status_of(CallError(StatusCode.UNAVAILABLE, "draining", garbage))
+    assert found == status(StatusCode.UNAVAILABLE, "draining")
+    found.details.add(type_url=STORAGE_ERROR_URL, value=b"\xff\xff\xff")
+    assert storage_error_of(found) == 0
+
+
 # What an answer says
 
 

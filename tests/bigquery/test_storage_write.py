@@ -411,6 +411,30 @@ def test_an_interruption_drops_the_connection_and_passes_on(
     assert [request.connection for request in server.requests] == [1, 2]
 
 
+def test_a_connection_for_which_there_is_no_thread_is_closed(
+    server: ScriptedStorage, transport: StorageWriteTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Channel:
+        is_closed = False
+
+        def stream_stream(self, *_: object) -> Any:
+            def begin(*_: object, **__: object) -> None:
+                raise RuntimeError("can't start new thread")
+
+            return begin
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    channel = Channel()
+    with monkeypatch.context() as broken:
+        broken.setattr(Endpoint, "open_channel", lambda _: channel)
+        assert isinstance(transport.send(make_rows(range(1)), timeout=10), Failure)
+    assert channel.is_closed
+    assert transport.send(make_rows(range(1)), timeout=10) == Answer()
+    assert len(server.rows()) == 1
+
+
 def test_a_connection_that_ended_while_idle_is_not_used(
     server: ScriptedStorage, transport: StorageWriteTransport
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import Row, row_at
-from lorc_eventlog.shipping import follower as follower_module
 from lorc_eventlog.shipping import segment as segment_module
 from lorc_eventlog.shipping.follower import Follower, Found
 from lorc_eventlog.shipping.lines import Lines
@@ -377,23 +376,16 @@ def test_a_draft_of_a_process_that_is_gone_is_deleted(path: Path, follower: Foll
     assert list(path.iterdir()) == []
 
 
-def test_no_more_segments_are_open_than_there_may_be(
-    path: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follower_module, "MAX_OPEN", 5)
-    for number in range(20):
+def test_segments_of_which_events_wait_take_no_descriptors(path: Path, follower: Follower) -> None:
+    for number in range(300):
         write_segment(path, f"{number}-1-1", HEADER + encode_line(make_row(number)))
     descriptors = Path("/proc/self/fd")
     before = len([*descriptors.iterdir()])
     rows = read(follower)
-    assert len(rows) == 5
-    assert len([*descriptors.iterdir()]) == before + 5
-    found = numbers(rows)
-    while rows:
-        follower.acknowledge(rows)
-        rows = read(follower)
-        found += numbers(rows)
-    assert sorted(found) == [*range(20)]
+    assert sorted(numbers(rows)) == [*range(300)]
+    assert len([*descriptors.iterdir()]) == before
+    follower.acknowledge(rows)
+    follower.look()
     assert list(path.iterdir()) == []
 
 

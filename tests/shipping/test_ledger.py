@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lorc_eventlog.shipping.books import Books
 from lorc_eventlog.shipping.ledger import (
+    MAX_RUN_BYTES,
     MAX_RUNS,
     SLOT_BYTES,
     SLOTS,
     Intent,
     Ledger,
     Run,
+    run_bytes,
 )
+from lorc_eventlog.shipping.lines import Lines
 from lorc_eventlog.spool.directory import Access, Directory
 
 NAME = "shipper.ledger"
@@ -93,6 +99,32 @@ def test_a_record_of_another_shape_does_not_count(directory: Directory, line: by
     ledger.close()
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run("../victim.ship", 0, 5),
+        Run("\0.ship", 0, 5),
+        Run("a.ship", -1, 5),
+        Run("a.ship", 5, 5),
+        Run("a.ship", 0, 2**60),
+    ],
+)
+def test_a_record_that_names_what_no_segment_holds_does_not_count(
+    directory: Directory, run: Run
+) -> None:
+    """Whoever shares the directory can write it: nothing outside may be overwritten."""
+    victim = directory.path.parent / "victim.ship"
+    victim.write_bytes(b"secret")
+    victim.chmod(0o600)
+    ledger = Ledger(directory, NAME)
+    ledger.write(stream="s", end=1, stored=[run], intent=None)
+    ledger.close()
+    ledger = Ledger(directory, NAME)
+    assert Books(ledger, Lines(directory)).recover() is None
+    ledger.close()
+    assert victim.read_bytes() == b"secret"
+
+
 def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
     ledger = Ledger(directory, NAME)
     run = Run("0" * 20 + "-4194304-000001-abcdef01.ship", 10**10, 10**10 + 10**7)
@@ -100,6 +132,34 @@ def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
     record = ledger.write(stream=intent.stream, end=1, stored=[run] * MAX_RUNS, intent=intent)
     ledger.close()
     assert Ledger(directory, NAME).records == [record]
+
+
+def test_the_most_bytes_of_runs_fit_into_a_slot_twice(directory: Directory) -> None:
+    ledger = Ledger(directory, NAME)
+    name = "\x01" * 250 + ".ship"
+    runs = [Run(name, 2**62, 2**62 + 10**7)] * (MAX_RUN_BYTES // run_bytes(name))
+    stream = f"projects/{'p' * 30}/datasets/{'d' * 1024}/tables/{'t' * 1024}/streams/{'s' * 100}"
+    intent = Intent(stream, 2**62, 50_000, tuple(runs), "0" * 32)
+    record = ledger.write(stream=stream, end=2**62, stored=runs, intent=intent)
+    ledger.close()
+    assert (directory.path / NAME).stat().st_size == SLOTS * SLOT_BYTES
+    again = Ledger(directory, NAME)
+    assert again.records == [record]
+    again.close()
+
+
+def test_a_ledger_that_finds_no_room_takes_no_descriptor(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for _ in range(10):
+        with pytest.raises(OSError, match="No space left"):
+            Ledger(directory, NAME)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 def test_records_go_round_so_that_the_last_few_are_there_to_be_found(directory: Directory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.shipping import pending, stream_maker
+from lorc_eventlog.shipping.ledger import MAX_RUN_BYTES, MAX_RUNS, run_bytes
 from lorc_eventlog.shipping.pending import checksum_of, most_in_runs
 from lorc_eventlog.shipping.requests import FENCE_AFTER, ledger_failure
 from lorc_eventlog.shipping.segment import Place, Segment
@@ -344,7 +346,7 @@ def test_rows_that_several_requests_were_refused_for_are_all_dead_letters(
     assert dead_letters == ["a", "b"]
 
 
-A, B = (cast("Segment", object()) for _ in range(2))
+A, B, LONG = (cast("Segment", SimpleNamespace(name=name)) for name in ("a", "b", "x" * 250))
 
 
 @pytest.mark.parametrize(
@@ -361,6 +363,12 @@ def test_lines_of_one_segment_that_follow_each_other_are_one_run(
 ) -> None:
     monkeypatch.setattr(pending, "MAX_RUNS", 1)
     assert most_in_runs(lines) == count
+
+
+def test_runs_in_segments_with_long_names_are_fewer() -> None:
+    """Else their record would reach into the next slot of the ledger, and be lost."""
+    lines = [(LONG, 2 * number, 2 * number + 1) for number in range(MAX_RUNS)]
+    assert most_in_runs(lines) == MAX_RUN_BYTES // run_bytes(LONG.name)
 
 
 def test_a_checksum_tells_apart_other_rows_and_another_order() -> None:

@@ -21,12 +21,13 @@ from harness import Records, eventually
 from lorc_eventlog import Envelope
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
+from lorc_eventlog.shipping import metrics as metrics_module
 from lorc_eventlog.shipping import service as service_module
 from lorc_eventlog.shipping.dead_letters import DeadLetterFile
 from lorc_eventlog.shipping.lock import AnotherShipperError
 from lorc_eventlog.shipping.metrics import serving
 from lorc_eventlog.shipping.service import Settings, Shipper
-from lorc_eventlog.spool.directory import Access, UntrustedError
+from lorc_eventlog.spool.directory import Access, Directory, UntrustedError
 from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender
 from scripted_bigquery import ScriptedBigQuery, reset_after_storing, status
@@ -168,6 +169,90 @@ def test_a_second_shipper_is_refused_and_told_who_has_the_directory(
         other = Shipper(Settings(directory=path, table="dataset.others"))
         other.close()
     Shipper(settings).close()
+
+
+def test_a_shipper_whose_lock_is_gone_is_lost(scripted: ScriptedBigQuery, path: Path) -> None:
+    """A second one could ship the same events: ``rm`` of everything that is no segment."""
+    del scripted  # it must be there
+    with shipping(path) as shipper:
+        assert not shipper.is_lost
+        (lock,) = path.glob("*.lock")
+        lock.unlink()
+        assert shipper.is_lost
+        with shipping(path) as other:
+            assert shipper.is_lost
+            assert not other.is_lost
+
+
+def test_a_lock_that_cannot_be_looked_at_is_not_gone(
+    scripted: ScriptedBigQuery, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scripted  # it must be there
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with shipping(path) as shipper:
+        assert shipper.wait_until(lambda progress: progress.looks > 0, 20)
+        with monkeypatch.context() as broken:
+            broken.setattr(Directory, "holds", refuse)
+            assert not shipper.is_lost
+
+
+def test_a_shipper_with_requests_on_their_way_keeps_its_lock(
+    scripted: ScriptedBigQuery, path: Path, appender: SegmentAppender
+) -> None:
+    """Its threads send and erase until the process ends: nobody else may ship until then."""
+    scripted.always(status(503))
+    append(appender, range(1))
+    settings = Settings(directory=path, table=TABLE)
+    shipper = Shipper(settings)
+    shipper.start()
+    assert shipper.wait_until(lambda progress: progress.retries > 0, 20)
+    shipper.stop_reading()
+    assert not shipper.wait_until(lambda progress: progress.is_settled, 0.1)
+    shipper.close()
+    with pytest.raises(AnotherShipperError):
+        Shipper(settings)
+    scripted.healthy()
+    eventually(lambda: len(scripted.events()) == 1, 60)
+
+
+@pytest.mark.parametrize("exactly_once", [False, True])
+def test_a_shipper_that_is_closed_leaves_nothing_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, exactly_once: bool
+) -> None:
+    with ScriptedStorage() as server:
+        monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", server.address)
+        # gRPC keeps what the first connection begins.
+        counts = [ship_one(path, number, exactly_once=exactly_once) for number in range(6)]
+    assert max(counts[3:]) <= counts[1]
+
+
+def ship_one(path: Path, number: int, *, exactly_once: bool) -> int:
+    """Ship one event; how many descriptors are open afterwards."""
+    appender = make_appender(path)
+    append(appender, range(number, number + 1))
+    appender.abandon()
+    with shipping(path, transport="grpc", exactly_once=exactly_once) as shipper:
+        assert shipper.wait_until(lambda progress: progress.is_empty, 20)
+    own = map(os.path.realpath, Path("/proc/self/fd").iterdir())
+    return len([file for file in own if file.startswith(str(path))])
+
+
+def test_clients_of_the_metrics_that_ask_nothing_are_let_go(
+    scripted: ScriptedBigQuery, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del scripted  # it must be there
+    monkeypatch.setattr(metrics_module, "REQUEST_TIMEOUT", 0.1)
+    port = free_port()
+    with (
+        shipping(path) as shipper,
+        serving(shipper.progress, "127.0.0.1", port),
+        socket.create_connection(("127.0.0.1", port)) as silent,
+    ):
+        silent.settimeout(20)
+        assert silent.recv(1) == b""
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(path: Path) -> None:

@@ -7,12 +7,13 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.spool import shipped
-from lorc_eventlog.spool.directory import Access
+from lorc_eventlog.spool.directory import Access, Directory
 from lorc_eventlog.spool.format import decode_line
 from lorc_eventlog.spool.shipped import (
     LaterVersionError,
@@ -287,3 +288,22 @@ def test_a_directory_that_is_renamed_is_left_and_what_is_in_it_stays(
     appender.append(LINE, 2.0)
     assert (lines(tmp_path / "moved"), lines(path)) == ([LINE, LINE], [LINE])
     assert not is_locked(segments(tmp_path / "moved")[0])
+
+
+def test_a_process_that_may_not_look_any_more_still_writes(
+    path: Path, appender: SegmentAppender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was root when it began, and has given up its rights since."""
+
+    def refuse(*_: object) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    appender.append(b"1\n", 0.0)
+    with monkeypatch.context() as other_user:
+        other_user.setattr(Directory, "is_deleted", property(refuse))
+        appender.append(b"2\n", 2.0)
+        assert lines(path) == [b"1\n", b"2\n"]
+        other_user.setattr(Directory, "size", refuse)
+        appender.close_segment()
+    appender.append(b"3\n", 4.0)
+    assert len(segments(path)) == 2
