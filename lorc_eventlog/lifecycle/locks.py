@@ -33,7 +33,7 @@ class Lock:
             waits for as long as it takes.
     """
 
-    __slots__ = ("_acquire", "_nested", "_release", "_type", "is_owned")
+    __slots__ = ("_acquire", "_release", "_type", "is_owned")
 
     def __init__(self, patience: float | None = None) -> None:
         rlock: Any = threading.RLock()
@@ -42,7 +42,6 @@ class Lock:
             rlock.acquire if patience is None else partial(rlock.acquire, timeout=patience)
         )
         self._release: Callable[[], object] = rlock.release
-        self._nested = 0
         self.is_owned: Callable[[], bool] = rlock._is_owned
         """Whether this thread has the lock."""
 
@@ -54,12 +53,7 @@ class Lock:
     def run(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Call ``action`` with the lock taken, and return what it returns."""
         if self.is_owned():
-            # Signal safety: no call between the count and the try, and none before the count back.
-            self._nested += 1
-            try:
-                return action(*arguments)
-            finally:
-                self._nested -= 1
+            return action(*arguments)
         try:
             self._acquire()
             return action(*arguments)
@@ -69,20 +63,6 @@ class Lock:
                 self._release()
             except RuntimeError:  # not taken: a signal handler raised, or patience was at its end
                 pass
-
-    def run_without(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-        """Inside of :meth:`run`: release the lock, call ``action`` and take the lock again.
-
-        In an inner ``run`` the lock stays taken, because the outer one may be half done.
-        """
-        if self._nested:
-            return action(*arguments)
-        try:
-            self._release()
-            return action(*arguments)
-        finally:
-            if not self.is_owned():
-                self._acquire()
 
     def take(self, seconds: float) -> None:
         """Take the lock, or give up after so long: for hooks that are called in pairs."""
@@ -119,7 +99,6 @@ class Condition:
         It returns with the lock taken. If a signal handler raises, the lock may not be taken.
         """
         lock = self._lock
-        nested, lock._nested = lock._nested, 0
         waiters = self._waiters
         waiter = threading.Lock()
         waiter.acquire()
@@ -138,7 +117,6 @@ class Condition:
             finally:
                 if not lock.is_owned():
                     lock._acquire()
-                lock._nested = nested
 
     def notify(self) -> None:
         """Wake the thread that has waited longest, if any waits."""

@@ -129,27 +129,6 @@ def test_an_inner_run_gives_up_nothing() -> None:
     assert is_free(lock)
 
 
-def test_run_without_lets_others_in_and_takes_the_lock_again() -> None:
-    lock = Lock()
-
-    def action() -> None:
-        assert lock.run_without(is_free, lock)
-        assert lock.is_owned()
-        with pytest.raises(ValueError, match="outside"):
-            lock.run_without(raise_error, ValueError("outside"))
-        assert lock.is_owned()
-
-    lock.run(action)
-    assert is_free(lock)
-
-
-def test_run_without_in_an_inner_run_keeps_what_the_outer_one_has_begun() -> None:
-    lock = Lock()
-    assert lock.run(lambda: lock.run(lambda: lock.run_without(lock.is_owned)))
-    assert not lock.run(lock.run_without, lock.is_owned)
-    assert is_free(lock)
-
-
 def test_a_condition_wakes_the_one_that_waits_longest_and_then_all() -> None:
     lock, order = Lock(), queue.SimpleQueue[int]()
     condition = lock.condition()
@@ -192,7 +171,6 @@ def test_a_wait_without_a_time_ends_when_somebody_notifies() -> None:
     lock.run(condition.notify)
     thread.join(10)
     assert not thread.is_alive()
-    assert lock._nested == 0
 
 
 def test_a_notification_that_comes_too_late_goes_to_another() -> None:
@@ -258,10 +236,6 @@ def runs_nested(lock: Lock, _condition: Condition) -> None:
     lock.run(lambda: lock.run(int))
 
 
-def runs_without(lock: Lock, _condition: Condition) -> None:
-    lock.run(lambda: lock.run_without(int))
-
-
 def waits(lock: Lock, condition: Condition) -> None:
     lock.run(condition.wait, 0.00001)
 
@@ -271,7 +245,7 @@ def notifies(lock: Lock, condition: Condition) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
-@pytest.mark.parametrize("use", [runs, runs_nested, runs_without, waits, notifies])
+@pytest.mark.parametrize("use", [runs, runs_nested, waits, notifies])
 @pytest.mark.parametrize("others", [0, 2], ids=["alone", "with other threads"])
 @pytest.mark.timeout(120 + 2 * SOAK)
 @pytest.mark.skipif(
@@ -301,7 +275,6 @@ def test_a_signal_handler_that_raises_leaves_no_lock_and_no_waiter_behind(
                 interrupted += interrupt(lambda: use(lock, condition))
                 assert not lock.is_owned()
                 assert not condition._waiters
-                assert lock._nested == 0
                 assert tries % 100 or is_free(lock)
     finally:
         stop.set()
