@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
 
-from lorc_eventlog.delivery.options import check, has_method
+from lorc_eventlog.delivery.options import check, check_flag, has_method
 from lorc_eventlog.delivery.synchronous import ForegroundWriter
 from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.delivery.writer import EventWriter
@@ -75,7 +75,7 @@ class Adapter(Waits):
             source,
             "a string that is not empty",
         )
-        check(isinstance(background, bool), "background", background, "true or false")
+        check_flag("background", background)
         check(
             writer is None or has_method(writer, "submit_row"),
             "writer",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_STRUCTLOG, others, place_of, place_of_call
 from lorc_eventlog.adapters.redaction import LINE_OF_STRUCTLOG, redact
-from lorc_eventlog.delivery.options import check
+from lorc_eventlog.delivery.options import check_flag
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say
 from lorc_eventlog.events.row import draft_at
 
@@ -66,7 +66,7 @@ class BigQueryEventProcessor(Adapter):
         redact_line: bool = False,
         **writer_options: Unpack[WriterKeywords],
     ) -> None:
-        check(isinstance(redact_line, bool), "redact_line", redact_line, "true or false")
+        check_flag("redact_line", redact_line)
         super().__init__(
             bq_client, source=source, background=background, writer=writer, **writer_options
         )

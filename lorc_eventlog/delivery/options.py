@@ -38,6 +38,11 @@ def check_seconds(option: str, value: object) -> None:
     check(good, option, value, f"a number of seconds from 0 to {MAX_SECONDS:,}")
 
 
+def check_flag(option: str, value: object) -> None:
+    """Whether ``value`` is true or false."""
+    check(isinstance(value, bool), option, value, "true or false")
+
+
 def check_path(option: str, value: object) -> None:
     """Whether ``value`` names a directory, or is None."""
     good = value is None or (isinstance(value, (str, os.PathLike)) and value != "")
@@ -98,19 +103,14 @@ class WriterOptions:
             self.spool_sync,
             '"normal" or "full"',
         )
-        check(isinstance(self.spool_only, bool), "spool_only", self.spool_only, "true or false")
+        check_flag("spool_only", self.spool_only)
         check(
             self.spool_mode in ("private", "group"),
             "spool_mode",
             self.spool_mode,
             '"private" or "group"',
         )
-        check(
-            isinstance(self.deliver_on_sigterm, bool),
-            "deliver_on_sigterm",
-            self.deliver_on_sigterm,
-            "true or false",
-        )
+        check_flag("deliver_on_sigterm", self.deliver_on_sigterm)
         if self.spool_only and self.spool_dir is None:
             msg = "spool_only needs spool_dir, the directory that `lorc-eventlog ship` reads"
             raise ValueError(msg)
