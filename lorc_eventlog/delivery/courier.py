@@ -14,7 +14,8 @@ from lorc_eventlog.events.row import finish_all
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Transport
-    from lorc_eventlog.delivery.queue import Batch, DeliveryQueue
+    from lorc_eventlog.delivery.batch import Batch
+    from lorc_eventlog.delivery.queue import DeliveryQueue
     from lorc_eventlog.delivery.report import Report
     from lorc_eventlog.delivery.settlement import Settlement
     from lorc_eventlog.lifecycle.locks import Lock

@@ -16,8 +16,6 @@ from lorc_eventlog.delivery.batch import (
     DeadLetter,
     Doubt,
     Record,
-    Take,
-    Trouble,
     Verdict,
     some,
     without,
@@ -30,13 +28,10 @@ from lorc_eventlog.delivery.suspicion import (
     is_canary,
     is_proved,
 )
-from lorc_eventlog.events.row import SMALL_ROW
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
     from lorc_eventlog.events.row import Row
-
-__all__ = ["SMALL_ROW", "Batch", "DeadLetter", "DeliveryQueue", "Take", "Trouble", "Verdict"]
 
 
 class DeliveryQueue(Schedule):

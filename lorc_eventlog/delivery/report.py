@@ -15,7 +15,7 @@ from lorc_eventlog.lifecycle.fork import ForkLock
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Failure, Reason
-    from lorc_eventlog.delivery.queue import Trouble
+    from lorc_eventlog.delivery.batch import Trouble
     from lorc_eventlog.events.row import Row
 
 OUTAGE_INTERVAL = 60.0

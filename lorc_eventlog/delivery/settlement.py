@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Sized
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
-from lorc_eventlog.delivery.batch import Verdict
+from lorc_eventlog.delivery.batch import Batch, DeadLetter, Verdict
 from lorc_eventlog.delivery.report import Cause, Report
 from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.events.envelope import to_envelope
@@ -16,7 +16,7 @@ from lorc_eventlog.lifecycle.signals import with_signals
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.options import DeadLetterCallback
-    from lorc_eventlog.delivery.queue import Batch, DeadLetter, DeliveryQueue
+    from lorc_eventlog.delivery.queue import DeliveryQueue
     from lorc_eventlog.lifecycle.locks import Lock
 
 

@@ -39,8 +39,6 @@ class SpooledQueue(DeliveryQueue):
         self._spool = spool
         self._store = spool.store
         self._load_rows = min(bounds.batch_rows, bounds.capacity)
-        self._memory_rows = bounds.capacity
-        self._memory_bytes = bounds.capacity_bytes
         self._in_order_to = 0
         self._overtaken = 0
         self._had_chore = False
@@ -50,7 +48,7 @@ class SpooledQueue(DeliveryQueue):
     @property
     def held(self) -> int:
         """How many rows are not settled, those that are only on disk included."""
-        return super().held + self._store.unread
+        return self._held + self._store.unread
 
     @property
     def kept(self) -> int:
@@ -169,7 +167,7 @@ class SpooledQueue(DeliveryQueue):
         return loaded.lost
 
     def _next_chore(self, now: float) -> Chore | None:
-        room, room_bytes = self._memory_rows - super().held, self._memory_bytes - self.held_bytes
+        room, room_bytes = self._capacity - self._held, self._capacity_bytes - self.held_bytes
         rows = self._load_rows if room >= self._load_rows and room_bytes > 0 else 0
         # Not all of the room: log calls fill memory, too, while the chore runs.
         return self._spool.next_chore(rows, min(MOST_LOAD_BYTES, room_bytes // 2), now)

@@ -21,8 +21,8 @@ from harness import (
 )
 from inside import dispatcher_of, queue_of, senders_of
 from lorc_eventlog.bigquery.transport import Reason
+from lorc_eventlog.delivery.batch import DeadLetter, Trouble
 from lorc_eventlog.delivery.dispatchers import Dispatchers
-from lorc_eventlog.delivery.queue import DeadLetter, Trouble
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.lifecycle import locks
 from scripted_bigquery import ScriptedBigQuery, hang, status

@@ -6,6 +6,7 @@ It looks into the queue's books after every step, and compares.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections import Counter, deque
@@ -348,7 +349,7 @@ class World:
             has_room = held < self.capacity and held_bytes + size <= self.capacity_bytes
             assert queue.has_room(size) == has_room
         fresh = sum(len(portion.rows) for portion in queue._fresh._portions)
-        assert queue.holds_fresh == (fresh > 0)
+        assert (queue._fresh.first < math.inf) == (fresh > 0)
         assert 0 <= queue.inbox_room <= max(0, self.capacity - held)
         assert queue.inbox_room * SMALL_ROW <= max(0, self.capacity_bytes - held_bytes)
         doubtful = sum(len(doubt.rows) for doubt in queue._all_doubts())

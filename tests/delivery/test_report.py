@@ -9,7 +9,7 @@ import pytest
 
 from harness import PRIVATE, Records, make_event
 from lorc_eventlog.bigquery.transport import Failure, Reason
-from lorc_eventlog.delivery.queue import Trouble
+from lorc_eventlog.delivery.batch import Trouble
 from lorc_eventlog.delivery.report import Cause, Left, Report, are
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.envelope import to_row
