@@ -24,6 +24,15 @@ _OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 force_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process, if no other has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class Access(Enum):
     """Who may write to a spool directory and its files: the value is the mode of both."""
 
@@ -70,11 +79,7 @@ class File:
 
     def try_lock(self) -> bool:
         """Lock the file for this process, if no other has it locked."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return try_lock(self._descriptor)
 
     def close(self) -> None:
         """Close the file, and give up the lock."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.lifecycle import descriptors
+from lorc_eventlog.spool.directory import force_to_disk, try_lock
 from lorc_eventlog.spool.format import BLANK, DAMAGED_SUFFIX, MAX_LINE_BYTES, find_rows
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """How every file of a spool directory is opened."""
 
 _READ_BYTES = 2**20
-
-_force_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has only the latter
 
 Place = tuple["Segment", int, int]
 """A segment, and where in it a line begins and ends, line break included."""
@@ -96,7 +95,7 @@ class Segment:
         if os.pwrite(self._descriptor, header, 0) != len(header):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durable:
-            _force_to_disk(self._descriptor)
+            force_to_disk(self._descriptor)
 
     def append(self, line: bytes, *, in_memory: bool, durable: bool) -> int:
         """Write ``line`` at the end and return its offset; if that fails, nothing is written."""
@@ -110,7 +109,7 @@ class Segment:
             if os.pwrite(self._descriptor, line, start) != end - start:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
             if durable:
-                _force_to_disk(self._descriptor)
+                force_to_disk(self._descriptor)
         except BaseException:  # a signal handler may raise in the call, or just after it
             self._take_back(start, end)
             raise
@@ -266,11 +265,7 @@ def owners_of(directory: Path) -> set[int]:
 
 def lock(descriptor: int) -> bool:
     """Lock the file; False if a living process has the lock, or it was deleted."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(descriptor).st_nlink > 0
+    return try_lock(descriptor) and os.fstat(descriptor).st_nlink > 0
 
 
 def is_locked(descriptor: int) -> bool:

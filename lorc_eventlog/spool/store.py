@@ -10,13 +10,13 @@ import contextlib
 import errno
 import os
 import secrets
-import stat
 import time
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.lifecycle import descriptors
+from lorc_eventlog.spool.directory import Access, make_directory
 from lorc_eventlog.spool.format import MAX_LINE_BYTES, SUFFIX, encode_header
 from lorc_eventlog.spool.segment import SAFELY, Places, Reading, Segment, lock
 
@@ -214,7 +214,7 @@ class Store:
 
 def create(directory: Path, header: bytes, *, durable: bool) -> Segment:
     """Make a new segment in ``directory``; raise OSError if that cannot be."""
-    make_directory(directory)
+    make_directory(directory, Access.OWNER)
     for _ in range(TRIES):
         segment = _create_once(directory, header, durable=durable)
         if segment is not None:
@@ -239,19 +239,6 @@ def _create_once(directory: Path, header: bytes, *, durable: bool) -> Segment | 
                 _force_directory_to_disk(each)
         undo.pop_all()
         return segment
-
-
-def make_directory(directory: Path) -> None:
-    """Make ``directory``, and what is missing above it, for its owner alone."""
-    missing = []
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # if it is a file, the next step says so
-            path.mkdir(mode=0o700)
-            if stat.S_IMODE(path.stat().st_mode) & 0o777 != 0o700:  # a umask of the unusual kind
-                path.chmod(0o700)
 
 
 def _force_directory_to_disk(directory: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +114,9 @@ def _look_at(
     header = Header(is_of_a_later_version=False, table=None)
     found = _Found()
     try:
-        with _opened(path, owners) as descriptor:
+        with contextlib.ExitStack() as opened:
+            descriptor = open_existing(path, os.O_RDONLY, owners)
+            opened.callback(descriptors.close, descriptor)
             locked = is_locked(descriptor)
             segment = Segment(path, descriptor)
             size = segment.size
@@ -160,12 +162,3 @@ class _Found:
                 self.damaged_bytes -= reading.cut_off_bytes
             if reading.error is not None:
                 self.error = reading.error.strerror
-
-
-@contextlib.contextmanager
-def _opened(path: Path, owners: set[int]) -> Iterator[int]:
-    descriptor = open_existing(path, os.O_RDONLY, owners)
-    try:
-        yield descriptor
-    finally:
-        descriptors.close(descriptor)

@@ -280,7 +280,7 @@ def test_full_sync_forces_each_event_to_disk_before_the_call_returns(
     def force(descriptor: int) -> None:
         forced.append(os.pread(descriptor, 100_000, 0))
 
-    monkeypatch.setattr(segment, "_force_to_disk", force)
+    monkeypatch.setattr(segment, "force_to_disk", force)
     with running_writer(spool_dir=tmp_path, spool_sync="full") as writer:
         for number in range(3):
             writer.submit(make_event(number))
@@ -292,7 +292,7 @@ def test_full_sync_forces_each_event_to_disk_before_the_call_returns(
 def test_normal_sync_leaves_it_to_the_system(
     down: ScriptedBigQuery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segment, "_force_to_disk", lambda _: pytest.fail("forced"))
+    monkeypatch.setattr(segment, "force_to_disk", lambda _: pytest.fail("forced"))
     with running_writer(spool_dir=tmp_path) as writer:
         writer.submit(make_event(1))
         down.healthy()
