@@ -11,12 +11,13 @@ import logging
 import os
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.report import DROP_INTERVAL, count_of
-from lorc_eventlog.delivery.stats import WriterStats
+from lorc_eventlog.delivery.stats import NO_EVENTS, WriterStats
 from lorc_eventlog.diagnostics import Notes, Throttle
 from lorc_eventlog.events.row import Row, finish
 from lorc_eventlog.lifecycle import fork
@@ -45,39 +46,18 @@ class SpoolOnly:
     call waits for room, over a message or a fork.
 
     Args:
-        path: The spool directory.
-        access: Who may write to it.
-        table: The table that the events belong into.
-        max_bytes: How large the segments of this process may be together.
-        durable: Whether a call waits until its event is on the disk itself.
+        appender: Writes to the spool directory.
         blocks: Whether a call waits for room when the disk is full.
         notes: Takes what is to be reported.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        access: Access,
-        table: str,
-        max_bytes: int,
-        durable: bool,
-        blocks: bool,
-        notes: Notes,
-    ) -> None:
+    def __init__(self, appender: SegmentAppender, *, blocks: bool, notes: Notes) -> None:
         self.inbox = NoInbox()
-        self._path = path
+        self._appender = appender
+        self._path = appender.path
         self._blocks = blocks
         self._notes = notes
         self._lock = Lock()
-        self._appender = SegmentAppender(
-            path,
-            access=access,
-            table=table,
-            max_bytes=max_bytes,
-            durable=durable,
-            notes=notes,
-        )
         self._spooled = 0
         self._dropped = 0
         self._dropped_unsaid = 0
@@ -100,11 +80,11 @@ class SpoolOnly:
             if not (self._blocks and error.errno in _NO_ROOM):
                 self._lock.run(self._drop, error)
                 break
-            self._say()
+            self._notes.say()
             time.sleep(POLL_SECONDS)
         if now >= self._look_for_shipper_at:
             self._look_for_shipper()
-        self._say()
+        self._notes.say()
 
     def _append(self, line: bytes, now: float) -> OSError | None:
         try:
@@ -149,10 +129,6 @@ class SpoolOnly:
             self._path, self._path,
         )  # fmt: skip
 
-    def _say(self) -> None:
-        if self._notes:
-            self._notes.say()
-
     def notice(self) -> None:
         """Do nothing: there is no inbox."""
 
@@ -160,7 +136,7 @@ class SpoolOnly:
         """Force everything to the disk; whether it is there, and nothing was dropped."""
         dropped = self._dropped
         self._lock.run(self._force)
-        self._say()
+        self._notes.say()
         return not (self._is_forgotten or dropped)
 
     def _force(self) -> None:
@@ -175,13 +151,10 @@ class SpoolOnly:
         return self._lock.run(self._count)
 
     def _count(self) -> WriterStats:
-        return WriterStats(
+        return replace(
+            NO_EVENTS,
             submitted=self._spooled + self._dropped,
-            delivered=0,
-            rejected=0,
             dropped=self._dropped,
-            retries=0,
-            buffered=0,
             spooled=self._spooled,
             last_error=self._last_error,
         )
@@ -247,16 +220,16 @@ class SpoolOnlyDelivery:
             of_parent.abandon()
 
     def _make(self, table: str) -> SpoolOnly:
-        options = self._options
-        return SpoolOnly(
+        options, notes = self._options, Notes()
+        appender = SegmentAppender(
             Path(os.path.abspath(options.spool_dir or "")),  # noqa: PTH100
             access=Access.GROUP if options.spool_mode == "group" else Access.OWNER,
             table=table,
             max_bytes=options.spool_max_bytes,
             durable=options.spool_sync == "full",
-            blocks=options.overflow == "block",
-            notes=Notes(),
+            notes=notes,
         )
+        return SpoolOnly(appender, blocks=options.overflow == "block", notes=notes)
 
 
 class NoInbox:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery.options import check_client
 from lorc_eventlog.delivery.sinks import Sink, chosen_sink
-from lorc_eventlog.delivery.stats import WriterStats
+from lorc_eventlog.delivery.stats import NO_EVENTS, WriterStats
 from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.diagnostics import describe
 from lorc_eventlog.events import capture
@@ -149,9 +150,9 @@ class ForegroundWriter(Waits):
         try:
             _insert(self._own_client(), row)
         except Exception as error:
-            self._counters.count_rejected(describe(error))
+            self._counters.count(describe(error))
             raise
-        self._counters.count_delivered()
+        self._counters.count()
 
     def flush(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return True: nothing is ever buffered."""
@@ -199,28 +200,25 @@ class _Counters:
         self._rejected = 0
         self._last_error: str | None = None
 
-    def count_delivered(self) -> None:
-        self._lock.run(self._count, 1, 0)
-
-    def count_rejected(self, error: str) -> None:
-        self._last_error = error
-        self._lock.run(self._count, 0, 1)
+    def count(self, error: str | None = None) -> None:
+        """Count an event as delivered, or with the ``error`` that it was rejected for."""
+        self._lock.run(self._count, error)
 
     def stats(self) -> WriterStats:
         return self._lock.run(self._stats)
 
-    def _count(self, delivered: int, rejected: int) -> None:
-        self._delivered += delivered
-        self._rejected += rejected
+    def _count(self, error: str | None) -> None:
+        if error is None:
+            self._delivered += 1
+        else:
+            self._rejected += 1
+            self._last_error = error
 
     def _stats(self) -> WriterStats:
-        return WriterStats(
+        return replace(
+            NO_EVENTS,
             submitted=self._delivered + self._rejected,
             delivered=self._delivered,
             rejected=self._rejected,
-            dropped=0,
-            retries=0,
-            buffered=0,
-            spooled=0,
             last_error=self._last_error,
         )

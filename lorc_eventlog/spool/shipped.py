@@ -127,7 +127,7 @@ class SegmentAppender:
         durable: bool,
         notes: Notes,
     ) -> None:
-        self._path = path
+        self.path = path
         self._access = access
         self._header = encode_line(header_of(table))
         self._table = table
@@ -161,9 +161,7 @@ class SegmentAppender:
             NotForcedError: The line is written, and must not be written once more.
             OSError: The disk refuses the line; no reader will see it as an event.
         """
-        if self._descriptor is not None and (
-            self._size >= self._segment_bytes or now - self._appended_at > IDLE_SECONDS
-        ):
+        if self._size >= self._segment_bytes or now - self._appended_at > IDLE_SECONDS:
             self.close_segment()
         if self._closed_bytes + self._size + len(line) > self._max_bytes:
             self._make_room(len(line), now)
@@ -241,7 +239,7 @@ class SegmentAppender:
                 logging.ERROR,
                 "spool %s: somebody deleted %s, the segment of this process, and with it all "
                 "events that were not delivered yet",
-                self._path, escaped(self._name),
+                self.path, escaped(self._name),
             )  # fmt: skip
             self.close_segment()
         elif self._directory is not None and self._directory.is_known_deleted:
@@ -270,7 +268,7 @@ class SegmentAppender:
             if directory is not None:
                 directory.close()
             self._directory = None
-            self._directory = directory = Directory(self._path, access=self._access, create=True)
+            self._directory = directory = Directory(self.path, access=self._access, create=True)
         for _ in range(TRIES):
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 return self._make_segment(directory)
