@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lorc_eventlog.spool import orphans
 from lorc_eventlog.spool.report import SpoolReport
-from lorc_eventlog.spool.segment import Place, Places, Reading, Segment
 from lorc_eventlog.spool.store import Store
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
     from lorc_eventlog.diagnostics import Notes
     from lorc_eventlog.events.row import Row
+    from lorc_eventlog.spool.segment import Place, Reading, Segment
 
 PAUSE = 1.0
 """Seconds until the next chore after one that failed."""
@@ -55,16 +54,12 @@ class Spool:
         self, directory: Path, *, table: str, max_bytes: int, durable: bool, notes: Notes
     ) -> None:
         self._report = SpoolReport(directory, notes)
-        self._done: deque[Segment] = deque()
-        self._places = Places()
         self.store = Store(
             directory,
             table=table,
             max_bytes=max_bytes,
             durable=durable,
             report=self._report,
-            places=self._places,
-            done=self._done,
         )
         self._orphans = orphans.Orphans(directory, table=table, report=self._report)
         self._reading: Reading | None = None
@@ -77,15 +72,15 @@ class Spool:
     @property
     def kept(self) -> int:
         """Events on disk that are in memory, or of this process."""
-        return len(self._places) + self.store.unread
+        return len(self.store.places) + self.store.unread
 
     def take_back(self, row: Row) -> None:
         """Erase ``row``, which was written to be kept in memory and is not there after all."""
-        self._blank(self._places.take([row]))
+        self._blank(self.store.places.take([row]))
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
         """Erase ``rows``, which are settled, from the disk."""
-        places = self._places.take(rows)
+        places = self.store.places.take(rows)
         self._blank(places)
         for segment in {id(place[0]): place[0] for place in places}.values():
             self._release(segment)
@@ -101,7 +96,7 @@ class Spool:
         if segment.own:
             self.store.release(segment)
         elif segment.is_done:
-            self._done.append(segment)
+            self.store.done.append(segment)
 
     # Chores
 
@@ -148,7 +143,7 @@ class Spool:
         return loaded
 
     def _work(self, rows: int, row_bytes: int, now: float) -> Callable[[], None] | None:
-        if self._done:
+        if self.store.done:
             return self._remove
         if not rows:
             return None
@@ -171,12 +166,12 @@ class Spool:
         self._reading = segment.read(segment.read_to, rows)
 
     def _remove(self) -> None:
-        self._orphans.remove(self._done)
+        self._orphans.remove(self.store.done)
 
     def _place(self, reading: Reading, loaded: Loaded) -> None:
         segment = reading.segment
         for start, end, row in reading.rows:
-            self._places[id(row)] = (segment, start, end)
+            self.store.places[id(row)] = (segment, start, end)
             loaded.rows.append(row)
         if reading.error is not None:
             self._report.trouble("cannot be read", reading.error, segment.path)
@@ -187,7 +182,7 @@ class Spool:
     @property
     def is_drained(self) -> bool:
         """Whether nothing is left of what dead processes left, but for what is not ours."""
-        return self._orphans.is_drained and not (self._chore_runs or self._done)
+        return self._orphans.is_drained and not (self._chore_runs or self.store.done)
 
     def look_now(self) -> None:
         """Look for what dead processes left, by a chore that comes next."""

@@ -46,8 +46,6 @@ class Store:
         max_bytes: How large the segments of this process may grow together.
         durable: Whether each event is forced to the disk itself, to survive a loss of power.
         report: Says what is to be said.
-        places: Takes where each row in memory is.
-        done: Takes the segments that can be removed, which is done without the lock.
     """
 
     def __init__(
@@ -58,9 +56,11 @@ class Store:
         max_bytes: int,
         durable: bool,
         report: SpoolReport,
-        places: Places,
-        done: deque[Segment],
     ) -> None:
+        self.places = Places()
+        """Where each row in memory is."""
+        self.done: deque[Segment] = deque()
+        """The segments that can be removed, which is done without the lock."""
         self.unread = 0
         """Events that are only on disk."""
         self._directory = directory
@@ -70,8 +70,6 @@ class Store:
         self._segment_bytes = max(min(SEGMENT_BYTES, max_bytes // SEGMENTS), self._header_bytes + 1)
         self._durable = durable
         self._report = report
-        self._places = places
-        self._done = done
         self._active: Segment | None = None
         self._full: list[Segment] = []
         self._full_bytes = 0
@@ -119,7 +117,7 @@ class Store:
             self._refuse(error)
             return False
         if in_memory:
-            self._places[key] = (segment, start, start + size)
+            self.places[key] = (segment, start, start + size)
         if self._refuses_events:
             self._refuses_events = False
             self._report.recovered()
@@ -150,7 +148,7 @@ class Store:
 
     def release(self, segment: Segment) -> None:
         """Free the space of ``segment`` if every event in it is settled."""
-        remove, done = self._full.remove, self._done.append
+        remove, done = self._full.remove, self.done.append
         # Signal safety: make no call between the look and the change. A signal handler could
         # append an event during it.
         if segment.read_to < segment.size or segment.live or segment.unread:

@@ -18,7 +18,7 @@ from lorc_eventlog.spool import store as store_module
 from lorc_eventlog.spool.format import MAX_LINE_BYTES
 from lorc_eventlog.spool.orphans import Orphans
 from lorc_eventlog.spool.report import SpoolReport
-from lorc_eventlog.spool.segment import Places, Segment
+from lorc_eventlog.spool.segment import Segment
 from lorc_eventlog.spool.store import Store
 from lorc_eventlog.spool.survey import survey
 from spools import EMPTY, TABLE, content, failing, line, names, row, segment_of_the_dead
@@ -30,15 +30,13 @@ class Setup:
     def __init__(self, directory: Path, **options: Any) -> None:
         self.notes = Notes()
         self.report = SpoolReport(directory, self.notes)
-        self.done: deque[Segment] = deque()
         defaults = {"table": TABLE, "max_bytes": 2**30, "durable": False}
         self.store = Store(
             directory,
             report=self.report,
-            places=Places(),
-            done=self.done,
             **{**defaults, **options},
         )
+        self.done = self.store.done
         self.orphans = Orphans(directory, table=TABLE, report=self.report)
 
     def close(self) -> None:
