@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.closing import Closing
@@ -39,12 +38,6 @@ class _Kept:
         self.dispatchers: set[Dispatcher] = set()
         self._pid = os.getpid()
         fork.register_first(self)
-
-    def add(self, dispatcher: Dispatcher) -> None:
-        self.dispatchers.add(dispatcher)
-
-    def discard(self, dispatcher: Dispatcher) -> None:
-        self.dispatchers.discard(dispatcher)
 
     def restart_in_child(self) -> None:
         fresh: set[Dispatcher] = set()
@@ -106,7 +99,7 @@ class Dispatcher:
             self._courier,
             flush_interval=flush_interval,
             most=most_senders,
-            begins=partial(_kept.add, self),
+            begins=lambda: _kept.dispatchers.add(self),
             ended=self._sender_ended,
         )
         self._flusher = Flusher(inbox, queue, self._courier, self._senders, self._progress)
@@ -229,5 +222,5 @@ class Dispatcher:
         """Let go of this dispatcher if there is nothing more to do."""
         if self._queue.held or self.inbox.rows or self._senders.others():
             return int
-        _kept.discard(self)
+        _kept.dispatchers.discard(self)
         return self._queue.close() if self._senders.is_closed else int
