@@ -26,7 +26,12 @@ from lorc_eventlog.bigquery.connections import (
     renew_connections,
     run_within,
 )
-from lorc_eventlog.bigquery.failures import NotAcknowledgedError, as_failure, why_no_client
+from lorc_eventlog.bigquery.failures import (
+    NotAcknowledgedError,
+    as_failure,
+    passes,
+    why_no_client,
+)
 from lorc_eventlog.bigquery.imports import import_client
 from lorc_eventlog.bigquery.spans import without_spans
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
@@ -294,8 +299,7 @@ def _passes(error: Exception) -> bool:
         package = type(error).__module__.partition(".")[0]
         if package not in ("google", "requests", "urllib3"):
             return False
-    failure = as_failure(error)
-    return isinstance(failure, Failure) and failure.what_to_do is None
+    return passes(error)
 
 
 def encode_request(rows: Sequence[Row]) -> str:

@@ -17,11 +17,11 @@ FILE = Path(__file__).with_name("messages.txt")
 
 SAYING = {
     "BadParameter",
+    "Failure",
     "Finding",
     "Trouble",
     "UsageError",
     "UntrustedError",
-    "_failure",
     "check",
     "complain",
     "debug",
