@@ -29,7 +29,7 @@ SCHEMA_MISMATCH_EXTRA_FIELDS = 7
 ENCRYPTION = range(10, 15)
 """The table's encryption key is missing, wrong, not to be reached, or not granted."""
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 _WHAT_TO_DO = {
     grpc.StatusCode.UNAUTHENTICATED: CREDENTIALS,
     grpc.StatusCode.PERMISSION_DENIED: f"{GRANT} (it holds bigquery.tables.updateData)",
@@ -127,7 +127,7 @@ def what_to_do(code: grpc.StatusCode, details: str) -> str | None:
 
 def failure_in_answer(status: Any) -> Failure | Refusal:
     """Tell what the ``error`` in an answer means: nothing of its request is stored."""
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    code = CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     details = " ".join(status.message.split())
     reason = _reason(code, details)
     of_the_table = _TO_DO_BY_STORAGE_ERROR.get(storage_error_of(status))
@@ -141,12 +141,13 @@ def failure_in_answer(status: Any) -> Failure | Refusal:
     return Failure(reason, to_do, may_be_the_rows=code in _MAY_BE_THE_ROWS, stored="no")
 
 
-def refused_rows(row_errors: Any, count: int) -> tuple[RefusedRow, ...] | None:
-    """Return the rows that ``row_errors`` names; None if it names one that was not sent."""
+def refused_rows(row_errors: Any, count: int) -> tuple[RefusedRow, ...] | Failure:
+    """Return the rows that ``row_errors`` names; a failure if it names one that was not sent."""
     refused = {}
     for error in row_errors:
         if not 0 <= error.index < count:
-            return None
+            text = "the answer names rows that were not sent"
+            return Failure(Reason(text), may_be_the_rows=True, stored="unknown")
         reason = Reason("BigQuery refuses the row", " ".join(error.message.split()))
         # The message names the column. Only the payload is checked for more than its type.
         is_about_payload = "payload" in error.message

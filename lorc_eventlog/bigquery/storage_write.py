@@ -24,7 +24,7 @@ from lorc_eventlog.bigquery.storage_failures import (
     refused_rows,
 )
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
-from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal, RefusedRow
+from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Refusal, RefusedRow
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
@@ -146,11 +146,7 @@ class StorageWriteTransport:
                 return failure_in_answer(answer.error)
         else:
             self._idle.append(connection)
-        refused = refused_rows(answer.row_errors, rows.count)
-        if refused is None:
-            text = "the answer names rows that were not sent"
-            return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
-        return refused
+        return refused_rows(answer.row_errors, rows.count)
 
     def _connection(self) -> Connection:
         endpoint = self._open_endpoint()
@@ -165,10 +161,6 @@ class StorageWriteTransport:
 
     def reconnect(self) -> None:
         """Open a new connection for the next request; what is on its way goes on."""
-        self.close()
-
-    def close(self) -> None:
-        """Close all connections that nobody uses."""
         while self._idle:
             self._idle.pop().close()
 
