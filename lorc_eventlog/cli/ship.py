@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc
+from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc, transport_options
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
 
@@ -66,14 +66,10 @@ TICK = 0.1
 )
 @click.option("--metrics-port", type=click.IntRange(1, 65_535), help="Serve Prometheus metrics.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where to serve them.")
-@click.option(
-    "--transport",
-    type=click.Choice(["rest", "grpc"]),
-    default="rest",
-    show_default=True,
-    help="How BigQuery is spoken to: insertAll, or the Storage Write API.",
+@transport_options(
+    transport="How BigQuery is spoken to: insertAll, or the Storage Write API.",
+    exactly_once="Store no event twice; needs --transport grpc.",
 )
-@click.option("--exactly-once", is_flag=True, help="Store no event twice; needs --transport grpc.")
 @click.option("--batch-rows", type=click.IntRange(1, 50_000), help="The most events in a request.")
 @click.pass_context
 def ship(ctx: click.Context, /, **options: Any) -> None:
@@ -84,9 +80,6 @@ def ship(ctx: click.Context, /, **options: Any) -> None:
 
     SIGTERM and SIGINT end it with exit code 0; what is not delivered then stays in DIR.
     """
-    if options["exactly_once"] and options["transport"] != "grpc":
-        msg = "--exactly-once needs --transport grpc"
-        raise click.UsageError(msg)
     require_bigquery("ship")
     _log_to_stderr()
     quiet_grpc()
