@@ -107,32 +107,29 @@ class _Shipping:
     """
 
     def __init__(self, settings: Settings) -> None:
-        from lorc_eventlog.shipping.service import Shipper
-
         self._settings = settings
-        self._make: Callable[[Settings], Shipper] = Shipper
-        shipper, trouble = self._open()
-        if shipper is None:
-            raise Trouble(trouble)
-        self._shipper = shipper
+        self._shipper = self._open()
 
-    def _open(self) -> tuple[Shipper | None, str]:
+    def _open(self) -> Shipper:
         from lorc_eventlog.shipping.lock import AnotherShipperError
         from lorc_eventlog.shipping.requirements import UnfitError
+        from lorc_eventlog.shipping.service import Shipper
 
-        try:
-            shipper = self._make(self._settings)
-        except AnotherShipperError as error:
-            return None, str(error)
-        except UnfitError as error:
-            return None, f"{error}: {error.to_do}"
-        except OSError as error:
-            return None, f"{error.filename or self._settings.directory}: {error.strerror}"
         settings = self._settings
+        try:
+            shipper = Shipper(settings)
+        except AnotherShipperError as error:
+            raise Trouble(str(error)) from None
+        except UnfitError as error:
+            msg = f"{error}: {error.to_do}"
+            raise Trouble(msg) from None
+        except OSError as error:
+            msg = f"{error.filename or settings.directory}: {error.strerror}"
+            raise Trouble(msg) from None
         how = settings.transport + (", exactly once" if settings.exactly_once else "")
         logger.info("shipping from %s to %s (%s)", settings.directory, settings.table, how)
         shipper.start()
-        return shipper, ""
+        return shipper
 
     def progress(self) -> Progress:
         """Return how far it is."""
@@ -165,9 +162,11 @@ class _Shipping:
         while not signals.came:
             if self.progress().is_settled:
                 self._shipper.close()
-                shipper, trouble = self._open()
-                if shipper is not None:
-                    self._shipper = shipper
+                try:
+                    self._shipper = self._open()
+                except Trouble as error:
+                    trouble = error.message
+                else:
                     return
                 if time.monotonic() - said_at >= STATUS_SECONDS:
                     said_at = time.monotonic()
