@@ -22,6 +22,7 @@ SAYING = {
     "Trouble",
     "UsageError",
     "UntrustedError",
+    "_not_acknowledged",
     "check",
     "complain",
     "debug",
