@@ -29,10 +29,6 @@ from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Refusal, R
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
 
-MAX_ROWS = 50_000
-MAX_REQUEST_BYTES = 9_000_000
-"""BigQuery takes requests of 10 MB; the rest is for what is not a row."""
-
 FIELD_BYTES = 5
 """The most bytes that come with the text of a field: its number and length."""
 
@@ -58,8 +54,8 @@ def most_bytes(rows: Sequence[Row]) -> int:
 
 
 LIMITS = Limits(
-    rows=MAX_ROWS,
-    request_bytes=MAX_REQUEST_BYTES,
+    rows=50_000,
+    request_bytes=9_000_000,  # of 10 MB; the rest is for what is not a row
     wire_bytes=wire_bytes,
     bytes_a_character=4,  # of UTF-8
     most_bytes=most_bytes,

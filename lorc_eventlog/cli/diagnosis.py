@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE, PROJECT_VARIABLE, open_client
+from lorc_eventlog.bigquery.client import PROJECT_VARIABLE, open_client
 from lorc_eventlog.bigquery.create import table_problems
 from lorc_eventlog.bigquery.failures import GRANT
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_now
@@ -34,6 +34,7 @@ from lorc_eventlog.cli.query import (
     what_failed,
     why_no_client,
 )
+from lorc_eventlog.cli.waiting import emulator_host
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, sink_name
 from lorc_eventlog.events.row import row_at
 
@@ -125,7 +126,7 @@ def where_it_is_from(project: str) -> str:
         return f"from {DATASET_VARIABLE}"
     if os.environ.get(PROJECT_VARIABLE) == project:
         return f"from {PROJECT_VARIABLE}"
-    return "for the emulator" if os.environ.get(EMULATOR_VARIABLE) else "from the credentials"
+    return "for the emulator" if emulator_host() else "from the credentials"
 
 
 def check_sink() -> Iterator[Finding]:
@@ -153,7 +154,7 @@ def check_variables() -> Finding:
 
 def check_credentials() -> Finding:
     """Whether there are credentials that Google takes."""
-    emulator = os.environ.get(EMULATOR_VARIABLE)
+    emulator = emulator_host()
     if emulator:
         return Finding("credentials", GOOD, f"none needed for the emulator at {emulator}")
     import google.auth
