@@ -111,10 +111,10 @@ def _error_in_answer(error: object) -> Failure:
     text = f"200 with an error in it: {meaning.reason.text}"
     reason = Reason(text if code else "200 with an error in it", meaning.reason.quoted)
     if isinstance(meaning, Refusal):
-        return Failure(reason, None, may_be_the_rows=True, stored="unknown")
-    return Failure(reason, meaning.what_to_do, meaning.may_be_the_rows, stored="unknown")
+        return Failure(reason, may_be_the_rows=True)
+    return Failure(reason, meaning.what_to_do, meaning.may_be_the_rows)
 
 
 def _not_acknowledged(how: str) -> Failure:
     reason = Reason(f"no acknowledgement: {how}")
-    return Failure(reason, may_be_the_rows=True, stored="unknown")
+    return Failure(reason, may_be_the_rows=True)

@@ -143,7 +143,7 @@ class StreamClient:
             ):
                 self.disconnect()
                 text = "BigQuery acknowledges rows at another offset"
-                return Failure(Reason(text), None, may_be_the_rows=False, stored="unknown")
+                return Failure(Reason(text))
             return Stored()
         self.disconnect()
         if answer.row_errors:
@@ -174,7 +174,7 @@ def _outcome_of_stream(status: Any) -> Outcome | None:
         expected = _EXPECTED.search(words)
         return AlreadyExists(int(expected[1]) if expected else None)
     if error == STREAM_NOT_FOUND or code is grpc.StatusCode.NOT_FOUND:
-        return Gone(Failure(Reason(words), None, may_be_the_rows=False, stored="no"))
+        return Gone(Failure(Reason(words), stored="no"))
     if error in {OFFSET_OUT_OF_RANGE, *ENDED_STREAM} or code is grpc.StatusCode.OUT_OF_RANGE:
         return Unusable(Reason(words))
     return None
