@@ -42,15 +42,7 @@ if TYPE_CHECKING:
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.bigquery import Client, Table, TableReference
 
-STEPS = (
-    "variables",
-    "credentials",
-    "project",
-    "dataset",
-    "table",
-    "columns",
-    "permission",
-)
+STEPS = ("variables", "credentials", "project", "dataset", "table", "columns", "permission")
 """What ``check`` looks at, in its order."""
 
 STEPS_OF_WRITING = ("written", "found")
@@ -115,18 +107,19 @@ def diagnose(*, write: bool) -> Iterator[Finding]:
         yield Finding("project", BAD, *why_no_client(error))
         return
     with contextlib.closing(client):
-        yield Finding("project", GOOD, f"{client.project}, {where_it_is_from(client.project)}")
+        source = where_it_is_from(client.project, is_emulator=bool(emulator_host()))
+        yield Finding("project", GOOD, f"{client.project}, {source}")
         if variables.mark == GOOD:
             yield from check_bigquery(client, write=write)
 
 
-def where_it_is_from(project: str) -> str:
+def where_it_is_from(project: str, *, is_emulator: bool) -> str:
     """Who named ``project``."""
     if events_project():
         return f"from {DATASET_VARIABLE}"
     if os.environ.get(PROJECT_VARIABLE) == project:
         return f"from {PROJECT_VARIABLE}"
-    return "for the emulator" if emulator_host() else "from the credentials"
+    return "for the emulator" if is_emulator else "from the credentials"
 
 
 def check_sink() -> Iterator[Finding]:
