@@ -108,14 +108,15 @@ def describe(error: BaseException | None) -> str:
     """
     kind = type(error).__name__
     # Exactly these types, because the interpreter raises others of its own in our modules.
-    is_our_own = type(error) in (ValueError, RuntimeError) and _is_raised_here(error)
+    is_our_own = type(error) in (ValueError, RuntimeError) and is_raised_here(error)
     return f"{kind}: {error}" if is_our_own else kind
 
 
-def _is_raised_here(error: BaseException | None) -> bool:
+def is_raised_here(error: BaseException | None) -> bool:
+    """Whether the innermost call of its traceback is one of this package."""
     trace = None if error is None else error.__traceback__
     module = None
-    while trace is not None:  # the innermost call is the last
+    while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__")
         trace = trace.tb_next
     return isinstance(module, str) and module.startswith(f"{logger.name}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lorc_eventlog.bigquery.failures import meaning_of_code, one_line, reason_of
@@ -32,10 +32,6 @@ _ABOUT_THE_ROW = re.compile(r"row size|row is too large|nest|json")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|“[^”]*”|\S*\d\S*")
 
 
-class MalformedError(Exception):
-    """The answer is none of BigQuery's; the message says in which way."""
-
-
 def read_answer(answer: object, count: int) -> Answer | Failure:
     """Tell what became of ``count`` rows.
 
@@ -54,43 +50,25 @@ def read_answer(answer: object, count: int) -> Answer | Failure:
 
 def read_errors(errors: object, count: int) -> Answer | Failure:
     """Tell what became of ``count`` rows by BigQuery's list of errors."""
-    try:
-        return _read_errors([] if errors is None else errors, count)
-    except MalformedError as error:
-        return _not_acknowledged(str(error))
-
-
-def _read_errors(errors: object, count: int) -> Answer:
+    if errors is not None and not isinstance(errors, (list, tuple)):
+        return _not_acknowledged("its insertErrors are no list")
     details: dict[int, list[object]] = {}
-    for entry in _listed(errors):
+    for entry in errors or ():
         if not isinstance(entry, Mapping):
-            msg = "an error of a row is no object"
-            raise MalformedError(msg)
+            return _not_acknowledged("an error of a row is no object")
         # An encoder that leaves out zeros sends no index for the first row.
         index = entry.get("index", 0)
         if type(index) is not int or not 0 <= index < count:
-            msg = "it names a row that was not sent"
-            raise MalformedError(msg)
+            return _not_acknowledged("it names a row that was not sent")
         found = entry.get("errors")
         details.setdefault(index, []).extend(found if isinstance(found, list) else [found])
     again, refused = [], []
     for index, found in details.items():
-        if found and all(map(_passes, found)):
+        if found and _PASSING_REASONS.issuperset(map(reason_of, found)):
             again.append(index)
         else:
             refused.append(_refused(index, found))
     return Answer(tuple(refused), tuple(again))
-
-
-def _listed(errors: object) -> Sequence[object]:
-    if isinstance(errors, (list, tuple)):
-        return errors
-    msg = "its insertErrors are no list"
-    raise MalformedError(msg)
-
-
-def _passes(detail: object) -> bool:
-    return reason_of(detail) in _PASSING_REASONS
 
 
 def _refused(index: int, details: list[object]) -> RefusedRow:
@@ -133,11 +111,10 @@ def _error_in_answer(error: object) -> Failure:
     text = f"200 with an error in it: {meaning.reason.text}"
     reason = Reason(text if code else "200 with an error in it", meaning.reason.quoted)
     if isinstance(meaning, Refusal):
-        return Failure(reason, None, may_be_the_rows=True, stored="unknown")
-    return Failure(reason, meaning.what_to_do, meaning.may_be_the_rows, stored="unknown")
+        return Failure(reason, may_be_the_rows=True)
+    return Failure(reason, meaning.what_to_do, meaning.may_be_the_rows)
 
 
 def _not_acknowledged(how: str) -> Failure:
-    return Failure(
-        Reason(f"no acknowledgement: {how}"), None, may_be_the_rows=True, stored="unknown"
-    )
+    reason = Reason(f"no acknowledgement: {how}")
+    return Failure(reason, may_be_the_rows=True)

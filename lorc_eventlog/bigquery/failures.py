@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from lorc_eventlog.bigquery.connections import RedirectedError
 from lorc_eventlog.bigquery.imports import ClientImportError
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
 from lorc_eventlog.bigquery.words import in_plain_words
+from lorc_eventlog.diagnostics import is_raised_here
 from lorc_eventlog.events.text import well_formed
 
 MAX_MESSAGE = 500
@@ -127,17 +128,13 @@ def as_failure(error: BaseException) -> Failure | Refusal:
         cause = _attribute(error, "cause")  # of Google's RetryError
         return _meaning(cause if isinstance(cause, Exception) else error)
     except Exception:  # noqa: BLE001  an attribute, or even its class, raises when it is looked at
-        return _failure(Reason(type(error).__name__), may_be_the_rows=True)
+        return Failure(Reason(type(error).__name__), may_be_the_rows=True)
 
 
-def _failure(
-    reason: Reason,
-    *,
-    what_to_do: str | None = None,
-    may_be_the_rows: bool = False,
-    stored: Literal["no", "unknown"] = "unknown",
-) -> Failure:
-    return Failure(reason, what_to_do, may_be_the_rows, stored)
+def passes(error: BaseException) -> bool:
+    """Whether time mends ``error``: an outage, the network, a rate limit."""
+    failure = as_failure(error)
+    return isinstance(failure, Failure) and failure.what_to_do is None
 
 
 def _meaning(error: BaseException) -> Failure | Refusal:
@@ -162,7 +159,7 @@ def meaning_of_code(code: int, message: object, details: object) -> Failure | Re
     if code in (_BAD_REQUEST, _TOO_LARGE):
         is_about_size = code == _TOO_LARGE or bool(_ABOUT_SIZE.search(said))
         return Refusal(reason, is_about_size)
-    return _failure(
+    return Failure(
         reason,
         what_to_do=_what_to_do(code, f"{reasons} {said}"),
         may_be_the_rows=code >= _SERVER_ERROR and code != _UNAVAILABLE,
@@ -183,20 +180,20 @@ def _unanswered(error: BaseException) -> Failure:
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     name = type(error).__name__
     if isinstance(error, RedirectedError):
-        return _failure(Reason(str(error)), what_to_do=_PROXY)
+        return Failure(Reason(str(error)), what_to_do=_PROXY)
     if _is_of(error, "google.auth"):
         # What follows in the error may quote a key file.
         said = one_line(error.args[0] if error.args else "")
         what_to_do = None if _passes_by_itself(error, chain) else CREDENTIALS
-        return _failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
+        return Failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
     said = one_line(error)
     if kinds & _NOT_REACHED:
         what_to_do = _CERTIFICATE if "SSLCertVerificationError" in kinds else None
-        return _failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
+        return Failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
     is_whole = bool(kinds & _QUOTES_NOTHING) or any(map(_is_of_the_system, chain))
-    return _failure(
+    return Failure(
         Reason(_joined(name, said)) if is_whole else Reason(name, said),
-        may_be_the_rows=not (isinstance(error, MemoryError) or _is_a_fault_of_ours(error)),
+        may_be_the_rows=not (isinstance(error, MemoryError) or is_raised_here(error)),
     )
 
 
@@ -206,17 +203,17 @@ def why_no_client(error: BaseException) -> Failure:
         name, said = type(error).__name__, one_line(error)
         if isinstance(error, ClientImportError):
             what_to_do = _NO_LIBRARY if isinstance(error.__cause__, ImportError) else None
-            return _failure(Reason(said), what_to_do=what_to_do, stored="no")
+            return Failure(Reason(said), what_to_do=what_to_do, stored="no")
         if type(error) is OSError and error.errno is None:  # of google.cloud.client
-            return _failure(Reason(_joined(name, said)), what_to_do=_NO_PROJECT, stored="no")
+            return Failure(Reason(_joined(name, said)), what_to_do=_NO_PROJECT, stored="no")
         if _is_of_the_system(error):
             what_to_do = CREDENTIALS if error.filename is not None else None
-            return _failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
+            return Failure(Reason(_joined(name, said)), what_to_do=what_to_do, stored="no")
         if isinstance(error, OSError) or _is_of(error, "google.auth"):
             return _unanswered(error)
     # Not what it says: google-auth raises anything for a file that is no key, and may quote it.
     text = f"no credentials ({type(error).__name__})"
-    return _failure(Reason(text), what_to_do=CREDENTIALS, stored="no")
+    return Failure(Reason(text), what_to_do=CREDENTIALS, stored="no")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -254,15 +251,6 @@ def _is_of_the_system(error: BaseException) -> TypeGuard[OSError]:
 
 def _is_of(error: BaseException, package: str) -> bool:
     return type(error).__module__.startswith(package)
-
-
-def _is_a_fault_of_ours(error: BaseException) -> bool:
-    trace = error.__traceback__
-    module: object = None
-    while trace is not None:  # the innermost call is the last
-        module = trace.tb_frame.f_globals.get("__name__")
-        trace = trace.tb_next
-    return isinstance(module, str) and module.startswith("lorc_eventlog.")
 
 
 def reason_of(detail: object) -> str:

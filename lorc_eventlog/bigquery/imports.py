@@ -123,18 +123,14 @@ def _import_all_or_nothing() -> None:
     try:
         _check_descriptors()
         with _late_registrations():
-            _import_all()
+            for name in _MODULES:
+                importlib.import_module(name)
+            for name in _MODULES_OF_SOME_VERSIONS:
+                with contextlib.suppress(ModuleNotFoundError):
+                    importlib.import_module(name)
     except BaseException:
         _forget_orphans(before)
         raise
-
-
-def _import_all() -> None:
-    for name in _MODULES:
-        importlib.import_module(name)
-    for name in _MODULES_OF_SOME_VERSIONS:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
 
 
 def _check_descriptors() -> None:

@@ -26,14 +26,18 @@ from lorc_eventlog.bigquery.connections import (
     renew_connections,
     run_within,
 )
-from lorc_eventlog.bigquery.failures import NotAcknowledgedError, as_failure, why_no_client
+from lorc_eventlog.bigquery.failures import (
+    NotAcknowledgedError,
+    as_failure,
+    passes,
+    why_no_client,
+)
 from lorc_eventlog.bigquery.imports import import_client
 from lorc_eventlog.bigquery.spans import without_spans
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal
 from lorc_eventlog.diagnostics import escaped, say
 
 if TYPE_CHECKING:
-    from google.api_core.retry import Retry
     from google.cloud.bigquery import Client
 
     from lorc_eventlog.events.row import Row
@@ -161,19 +165,17 @@ class _Channel:
             body = encode_request(rows)
             if body.isascii():  # else requests sends it in different ways
                 return read_answer(self._post(table, body, timeout), len(rows))
+        # One try: delivery knows when to go on and when to say so.
+        retry: Any = _acknowledging(len(rows), None) if self._is_googles else None
         errors = self.client.insert_rows_json(
             table,
             rows,
             row_ids=[row["event_id"] for row in rows],
             skip_invalid_rows=True,
-            # One try: delivery knows when to go on and when to say so.
-            retry=self._one_try(len(rows)),
+            retry=retry,
             timeout=timeout,
         )
         return read_errors(errors, len(rows))
-
-    def _one_try(self, count: int) -> Any:
-        return _acknowledging(count, None) if self._is_googles else None
 
     def _post(self, table: str, body: str, timeout: float) -> object:
         from google.cloud.bigquery import TableReference
@@ -241,45 +243,37 @@ def _run(timeout: float, request: Callable[[], _T]) -> _T:
     return said_once.run(within)
 
 
-def _acknowledging(count: int, seconds: float | None) -> Retry:
+def _acknowledging(count: int, seconds: float | None) -> Any:
     """Make a ``retry`` that looks at the answer before Google's client does, which takes any.
+
+    Google's types want a ``Retry``; all that becomes of it is that the request is put into it.
 
     Args:
         count: How many rows are sent.
         seconds: Try again for so long what fails for the moment; None tries once.
     """
-    is_patient = seconds is not None
-    retry: Retry = _acknowledging_retry()(
-        functools.partial(_acknowledged, count=count, is_patient=is_patient),
-        predicate=_passes if is_patient else lambda _: False,
-        timeout=seconds or REQUEST_TIMEOUT,
-    )
+
+    def retry(request: Callable[[], Any]) -> Any:
+        is_patient = seconds is not None
+        once = functools.partial(_acknowledged, request, count, is_patient=is_patient)
+        if not is_patient:
+            return once
+        from google.api_core.retry import Retry
+
+        return Retry(predicate=_passes, timeout=seconds)(once)
+
     return retry
 
 
-@functools.cache
-def _acknowledging_retry() -> type[Any]:
-    from google.api_core.retry import Retry
-
-    class AcknowledgingRetry(Retry):
-        def __init__(self, acknowledged: Callable[[object], object], **options: Any) -> None:
-            super().__init__(**options)
-            self._acknowledged = acknowledged
-
-        def __call__(self, request: Any, *others: Any) -> Any:
-            return super().__call__(lambda: self._acknowledged(request()), *others)
-
-    return AcknowledgingRetry
-
-
-def _acknowledged(answer: Any, *, count: int, is_patient: bool) -> object:
-    """Return ``answer`` in a form that Google's client takes, or raise NotAcknowledgedError."""
+def _acknowledged(request: Callable[[], Any], count: int, *, is_patient: bool) -> object:
+    """Return the answer in a form that Google's client takes, or raise NotAcknowledgedError."""
+    answer = request()
     read = read_answer(answer, count)
     if isinstance(read, Failure):
         raise NotAcknowledgedError(read)
     if is_patient and read.again:
         reason = Reason("BigQuery puts the row off")
-        raise NotAcknowledgedError(Failure(reason, None, may_be_the_rows=False, stored="no"))
+        raise NotAcknowledgedError(Failure(reason, stored="no"))
     errors = answer.get("insertErrors") or ()
     return {
         "insertErrors": [
@@ -294,8 +288,7 @@ def _passes(error: Exception) -> bool:
         package = type(error).__module__.partition(".")[0]
         if package not in ("google", "requests", "urllib3"):
             return False
-    failure = as_failure(error)
-    return isinstance(failure, Failure) and failure.what_to_do is None
+    return passes(error)
 
 
 def encode_request(rows: Sequence[Row]) -> str:

@@ -44,14 +44,18 @@ class Endpoint:
     """Where the API is, and as whom it is called: made once, on first use.
 
     Attributes:
+        is_emulator: Whether an emulator takes Google's place, without TLS and credentials.
+        address: Host and port.
         project: The project that the table is in.
     """
 
     def __init__(self) -> None:
-        self._emulator = os.environ.get(EMULATOR_VARIABLE, "").rpartition("//")[2]
+        emulator = os.environ.get(EMULATOR_VARIABLE, "").rpartition("//")[2]
+        self.is_emulator = bool(emulator)
+        self.address = emulator or HOST
         self._credentials: Credentials | None = None
         project = events_project() or os.environ.get(PROJECT_VARIABLE) or ""
-        if self._emulator:
+        if self.is_emulator:
             self.project = project or EMULATOR_PROJECT
             return
         import google.auth
@@ -62,16 +66,6 @@ class Endpoint:
             msg = "Project was not passed and could not be determined from the environment."
             raise OSError(msg)
 
-    @property
-    def is_emulator(self) -> bool:
-        """Whether an emulator takes Google's place, without TLS and credentials."""
-        return bool(self._emulator)
-
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return self._emulator or HOST
-
     def open_channel(self) -> grpc.Channel:
         """Open a channel of its own: a TCP connection that is shared with no other channel."""
         options = [
@@ -81,9 +75,9 @@ class Endpoint:
             ("grpc.keepalive_time_ms", 60_000),  # a dead connection is noticed within minutes
             ("grpc.keepalive_timeout_ms", 20_000),
         ]
-        if self._emulator:
-            return grpc.insecure_channel(self._emulator, options)
-        return grpc.secure_channel(HOST, grpc.ssl_channel_credentials(), options)
+        if self.is_emulator:
+            return grpc.insecure_channel(self.address, options)
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(), options)
 
     def metadata(self, **request_parameters: str) -> tuple[tuple[str, str], ...]:
         """Return the metadata of a call; refreshes the access token if it has expired.

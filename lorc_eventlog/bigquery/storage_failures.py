@@ -31,7 +31,7 @@ SCHEMA_MISMATCH_EXTRA_FIELDS = 7
 ENCRYPTION = range(10, 15)
 """The table's encryption key is missing, wrong, not to be reached, or not granted."""
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 _WHAT_TO_DO = {
     grpc.StatusCode.UNAUTHENTICATED: CREDENTIALS,
     grpc.StatusCode.PERMISSION_DENIED: f"{GRANT} (it holds bigquery.tables.updateData)",
@@ -104,20 +104,15 @@ def failure_of_call(error: Exception, *, timeout: float) -> Failure:
     """
     if isinstance(error, AppendTimeoutError):
         text = f"BigQuery did not answer within {timeout:.0f} s"
-        return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
+        return Failure(Reason(text), may_be_the_rows=True)
     if isinstance(error, EndedError):
         text = "BigQuery ended the connection without an answer"
-        return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
+        return Failure(Reason(text), may_be_the_rows=True)
     if not isinstance(error, grpc.RpcError):  # no credentials, no project
         return replace(why_no_client(error), may_be_the_rows=False, stored="no")
     code = error.code()
     details = " ".join((error.details() or "").split())
-    return Failure(
-        _reason(code, details),
-        what_to_do(code, details),
-        may_be_the_rows=code in _MAY_BE_THE_ROWS,
-        stored="unknown",
-    )
+    return Failure(_reason(code, details), what_to_do(code, details), code in _MAY_BE_THE_ROWS)
 
 
 def what_to_do(code: grpc.StatusCode, details: str) -> str | None:
@@ -129,12 +124,12 @@ def what_to_do(code: grpc.StatusCode, details: str) -> str | None:
 
 def failure_in_answer(status: Any) -> Failure | Refusal:
     """Tell what the ``error`` in an answer means: nothing of its request is stored."""
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    code = CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     details = " ".join(status.message.split())
     reason = _reason(code, details)
     of_the_table = _TO_DO_BY_STORAGE_ERROR.get(storage_error_of(status))
     if of_the_table is not None:
-        return Failure(reason, of_the_table, may_be_the_rows=False, stored="no")
+        return Failure(reason, of_the_table, stored="no")
     if _TOO_LARGE.search(details):
         return Refusal(reason, is_about_size=True)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -143,12 +138,13 @@ def failure_in_answer(status: Any) -> Failure | Refusal:
     return Failure(reason, to_do, may_be_the_rows=code in _MAY_BE_THE_ROWS, stored="no")
 
 
-def refused_rows(row_errors: Any, count: int) -> tuple[RefusedRow, ...] | None:
-    """Return the rows that ``row_errors`` names; None if it names one that was not sent."""
+def refused_rows(row_errors: Any, count: int) -> tuple[RefusedRow, ...] | Failure:
+    """Return the rows that ``row_errors`` names; a failure if it names one that was not sent."""
     refused = {}
     for error in row_errors:
         if not 0 <= error.index < count:
-            return None
+            text = "the answer names rows that were not sent"
+            return Failure(Reason(text), may_be_the_rows=True)
         reason = Reason("BigQuery refuses the row", " ".join(error.message.split()))
         # The message names the column. Only the payload is checked for more than its type.
         is_about_payload = "payload" in error.message

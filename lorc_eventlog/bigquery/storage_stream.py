@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from lorc_eventlog.bigquery.storage_connection import Connection, Endpoint, call
 from lorc_eventlog.bigquery.storage_failures import (
+    CODES,
     ENDED_STREAM,
     OFFSET_ALREADY_EXISTS,
     OFFSET_OUT_OF_RANGE,
@@ -78,16 +80,13 @@ class StreamClient:
     """Makes, appends to and finalizes committed streams; one connection, used by one thread."""
 
     def __init__(self) -> None:
-        self._endpoint: Endpoint | None = None
         self._connection: Connection | None = None
         self._stream = ""
 
-    @property
+    @cached_property
     def endpoint(self) -> Endpoint:
         """The endpoint, made on first use; raises what Google's libraries raise."""
-        if self._endpoint is None:
-            self._endpoint = Endpoint()
-        return self._endpoint
+        return Endpoint()
 
     def create(self, parent: Callable[[str], str], timeout: float) -> str | Failure:
         """Make a stream and return its name.
@@ -144,19 +143,18 @@ class StreamClient:
             ):
                 self.disconnect()
                 text = "BigQuery acknowledges rows at another offset"
-                return Failure(Reason(text), None, may_be_the_rows=False, stored="unknown")
+                return Failure(Reason(text))
             return Stored()
         self.disconnect()
         if answer.row_errors:
-            return _outcome_of_rows(answer.row_errors, rows.count)
+            refused = refused_rows(answer.row_errors, rows.count)
+            return refused if isinstance(refused, Failure) else Refused(refused)
         return _outcome_of_stream(answer.error) or failure_in_answer(answer.error)
 
     def _connect(self, stream: str) -> Connection:
         connection = self._connection
-        if connection is not None and (stream != self._stream or connection.is_ended):
+        if connection is None or connection.is_ended or stream != self._stream:
             self.disconnect()
-            connection = None
-        if connection is None:
             self._stream = stream
             self._connection = connection = Connection(self.endpoint, stream)
         return connection
@@ -168,42 +166,29 @@ class StreamClient:
             connection.close()
 
 
-def _outcome_of_rows(row_errors: Any, count: int) -> Outcome:
-    rows = refused_rows(row_errors, count)
-    if rows:
-        return Refused(rows)
-    text = "the answer names rows that were not sent"
-    return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
-
-
 def _outcome_of_stream(status: Any) -> Outcome | None:
     """Tell what a status says about the stream and its offsets; None if it is about neither."""
-    code = storage_error_of(status)
+    error, code = storage_error_of(status), CODES.get(status.code)
     words = " ".join(status.message.split())
-    if code == OFFSET_ALREADY_EXISTS or status.code == _number(grpc.StatusCode.ALREADY_EXISTS):
+    if error == OFFSET_ALREADY_EXISTS or code is grpc.StatusCode.ALREADY_EXISTS:
         expected = _EXPECTED.search(words)
         return AlreadyExists(int(expected[1]) if expected else None)
-    if code == STREAM_NOT_FOUND or status.code == _number(grpc.StatusCode.NOT_FOUND):
-        return Gone(Failure(Reason(words), None, may_be_the_rows=False, stored="no"))
-    out_of_range = status.code == _number(grpc.StatusCode.OUT_OF_RANGE)
-    if code == OFFSET_OUT_OF_RANGE or code in ENDED_STREAM or out_of_range:
+    if error == STREAM_NOT_FOUND or code is grpc.StatusCode.NOT_FOUND:
+        return Gone(Failure(Reason(words), stored="no"))
+    if error in {OFFSET_OUT_OF_RANGE, *ENDED_STREAM} or code is grpc.StatusCode.OUT_OF_RANGE:
         return Unusable(Reason(words))
     return None
 
 
 def _outcome_of_call(error: Exception, timeout: float) -> Outcome:
     """Tell what the end of a call means; BigQuery may end it with what it says of the stream."""
-    if _is_not_found(error):
-        return Gone(failure_of_call(error, timeout=timeout))
     if isinstance(error, grpc.RpcError):
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return Gone(failure_of_call(error, timeout=timeout))
         outcome = _outcome_of_stream(status_of(error))
         if outcome is not None:
             return outcome
     return failure_of_append(error, timeout=timeout)
-
-
-def _number(code: grpc.StatusCode) -> int:
-    return int(code.value[0])
 
 
 def _is_gone(error: object) -> bool:
@@ -212,16 +197,11 @@ def _is_gone(error: object) -> bool:
     Nobody knows whether BigQuery tells the count of a stream once more. If it does not, a shipper
     that was killed between the answer and the ledger must not ask for ever.
     """
-    if not isinstance(error, grpc.RpcError) or _is_not_found(error):
-        return _is_not_found(error)
-    code = storage_error_of(status_of(error))
-    is_definite = error.code() in (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.FAILED_PRECONDITION,
-    )
+    if not isinstance(error, grpc.RpcError):
+        return False
+    code = error.code()
+    if code is grpc.StatusCode.NOT_FOUND:
+        return True
+    is_definite = code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
     is_said = is_definite and "finalized" in (error.details() or "")
-    return is_said or code in {STREAM_NOT_FOUND, *ENDED_STREAM}
-
-
-def _is_not_found(error: object) -> bool:
-    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.NOT_FOUND
+    return is_said or storage_error_of(status_of(error)) in {STREAM_NOT_FOUND, *ENDED_STREAM}

@@ -22,7 +22,7 @@ from lorc_eventlog.bigquery.storage_failures import (
     refused_rows,
 )
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
-from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Reason, Refusal, RefusedRow
+from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Refusal, RefusedRow
 from lorc_eventlog.events.row import ROW_BYTES
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 BYTES_A_CHARACTER = 4
 """The most that UTF-8 takes."""
-
-MAX_ROWS = 50_000
-MAX_REQUEST_BYTES = 9_000_000
-"""BigQuery takes requests of 10 MB; the rest is for what is not a row."""
 
 FIELD_BYTES = 5
 """The most bytes that come with the text of a field: its number and length."""
@@ -64,8 +60,8 @@ def most_bytes(rows: Sequence[Row], size: int) -> int:
 
 
 LIMITS = Limits(
-    rows=MAX_ROWS,
-    request_bytes=MAX_REQUEST_BYTES,
+    rows=50_000,
+    request_bytes=9_000_000,  # of 10 MB; the rest is for what is not a row
     wire_bytes=wire_bytes,
     bytes_a_character=BYTES_A_CHARACTER,
     most_bytes=most_bytes,
@@ -152,11 +148,7 @@ class StorageWriteTransport:
                 return failure_in_answer(answer.error)
         else:
             self._idle.append(connection)
-        refused = refused_rows(answer.row_errors, rows.count)
-        if refused is None:
-            text = "the answer names rows that were not sent"
-            return Failure(Reason(text), None, may_be_the_rows=True, stored="unknown")
-        return refused
+        return refused_rows(answer.row_errors, rows.count)
 
     def _connection(self) -> Connection:
         endpoint = self._open_endpoint()
@@ -171,10 +163,6 @@ class StorageWriteTransport:
 
     def reconnect(self) -> None:
         """Open a new connection for the next request; what is on its way goes on."""
-        self.close()
-
-    def close(self) -> None:
-        """Close all connections that nobody uses."""
         while self._idle:
             self._idle.pop().close()
 

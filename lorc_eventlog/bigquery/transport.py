@@ -80,12 +80,12 @@ class Failure:
     """The request failed, and the same rows may well pass later."""
 
     reason: Reason
-    what_to_do: str | None
+    what_to_do: str | None = None
     """What an operator must mend; None if time mends it."""
-    may_be_the_rows: bool
+    may_be_the_rows: bool = False
     """Whether the rows themselves are suspect if other requests pass: BigQuery or the connection
     broke on this request. Not so for a quota or a missing permission."""
-    stored: Literal["no", "unknown"]
+    stored: Literal["no", "unknown"] = "unknown"
     """Whether the rows may have been stored all the same."""
 
     def told(self, rows: Sequence[Row]) -> str:

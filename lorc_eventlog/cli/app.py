@@ -47,7 +47,11 @@ class Commands(click.Group):
         raise trouble
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    commands=[check, create_table, emit, emulator, ship, spool, tail],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="lorc_eventlog")
 def commands() -> None:
     """Look after the BigQuery table that lorc_eventlog writes events to.
@@ -62,12 +66,3 @@ def commands() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without UTF-8 gets "\u2713" for a check mark, and no traceback.
             stream.reconfigure(errors="backslashreplace")
-
-
-commands.add_command(check)
-commands.add_command(create_table)
-commands.add_command(emit)
-commands.add_command(emulator)
-commands.add_command(ship)
-commands.add_command(spool)
-commands.add_command(tail)

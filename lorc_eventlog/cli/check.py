@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lorc_eventlog.cli import storage_check
 from lorc_eventlog.cli.diagnosis import CHECK_TYPE, STEPS, STEPS_OF_WRITING, complete, diagnose
-from lorc_eventlog.cli.output import BAD, examples, print_json, quiet_grpc, say
+from lorc_eventlog.cli.output import BAD, examples, print_json, quiet_grpc, say, transport_options
 from lorc_eventlog.cli.spool_check import check_shipper
 
 
@@ -27,17 +27,9 @@ from lorc_eventlog.cli.spool_check import check_shipper
 @click.option(
     "--write", is_flag=True, help=f"Write one event, of the type {CHECK_TYPE}, and query it back."
 )
-@click.option(
-    "--transport",
-    type=click.Choice(["rest", "grpc"]),
-    default="rest",
-    show_default=True,
-    help="Which way: that of insertAll, or that of the Storage Write API.",
-)
-@click.option(
-    "--exactly-once",
-    is_flag=True,
-    help="See that `ship --exactly-once` can be had; needs --transport grpc.",
+@transport_options(
+    transport="Which way: that of insertAll, or that of the Storage Write API.",
+    exactly_once="See that `ship --exactly-once` can be had; needs --transport grpc.",
 )
 @click.option(
     "--spool-dir",
@@ -65,9 +57,6 @@ def check(
     credentials, the endpoint, the permission and the table.
     """
     grpc = transport == "grpc"
-    if exactly_once and not grpc:
-        msg = "--exactly-once needs --transport grpc"
-        raise click.UsageError(msg)
     if write and grpc:
         msg = "--write goes over REST: leave out --transport grpc"
         raise click.UsageError(msg)

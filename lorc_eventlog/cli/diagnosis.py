@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lorc_eventlog.bigquery.client import EMULATOR_VARIABLE, PROJECT_VARIABLE, open_client
+from lorc_eventlog.bigquery.client import PROJECT_VARIABLE, open_client
 from lorc_eventlog.bigquery.create import table_problems
 from lorc_eventlog.bigquery.failures import GRANT
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT, insert_now
@@ -34,6 +34,7 @@ from lorc_eventlog.cli.query import (
     what_failed,
     why_no_client,
 )
+from lorc_eventlog.cli.waiting import emulator_host
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, sink_name
 from lorc_eventlog.events.row import row_at
 
@@ -41,15 +42,7 @@ if TYPE_CHECKING:
     from google.api_core.exceptions import GoogleAPICallError
     from google.cloud.bigquery import Client, Table, TableReference
 
-STEPS = (
-    "variables",
-    "credentials",
-    "project",
-    "dataset",
-    "table",
-    "columns",
-    "permission",
-)
+STEPS = ("variables", "credentials", "project", "dataset", "table", "columns", "permission")
 """What ``check`` looks at, in its order."""
 
 STEPS_OF_WRITING = ("written", "found")
@@ -114,18 +107,19 @@ def diagnose(*, write: bool) -> Iterator[Finding]:
         yield Finding("project", BAD, *why_no_client(error))
         return
     with contextlib.closing(client):
-        yield Finding("project", GOOD, f"{client.project}, {where_it_is_from(client.project)}")
+        source = where_it_is_from(client.project, is_emulator=bool(emulator_host()))
+        yield Finding("project", GOOD, f"{client.project}, {source}")
         if variables.mark == GOOD:
             yield from check_bigquery(client, write=write)
 
 
-def where_it_is_from(project: str) -> str:
+def where_it_is_from(project: str, *, is_emulator: bool) -> str:
     """Who named ``project``."""
     if events_project():
         return f"from {DATASET_VARIABLE}"
     if os.environ.get(PROJECT_VARIABLE) == project:
         return f"from {PROJECT_VARIABLE}"
-    return "for the emulator" if os.environ.get(EMULATOR_VARIABLE) else "from the credentials"
+    return "for the emulator" if is_emulator else "from the credentials"
 
 
 def check_sink() -> Iterator[Finding]:
@@ -153,7 +147,7 @@ def check_variables() -> Finding:
 
 def check_credentials() -> Finding:
     """Whether there are credentials that Google takes."""
-    emulator = os.environ.get(EMULATOR_VARIABLE)
+    emulator = emulator_host()
     if emulator:
         return Finding("credentials", GOOD, f"none needed for the emulator at {emulator}")
     import google.auth

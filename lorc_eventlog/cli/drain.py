@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorc_eventlog.bigquery.insert_all import InsertAllTransport
+from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.options import WriterOptions
-from lorc_eventlog.delivery.stats import NO_EVENTS
-from lorc_eventlog.delivery.writer import EventWriter
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.delivery.options import DeadLetterCallback
-    from lorc_eventlog.delivery.stats import WriterStats
+    from lorc_eventlog.bigquery.storage_write import StorageWriteTransport
     from lorc_eventlog.events.envelope import Envelope
 
 PATIENCE = 60.0
 """Seconds without an event that BigQuery takes, until it is given up."""
+
+NO_ANSWER = "there is no answer"
 
 REST_ROWS, GRPC_ROWS = 500, 10_000
 """The most events in a request."""
@@ -42,51 +43,24 @@ class Drained:
     """Why some are left."""
 
 
-class GrpcWriter:
-    """Delivers what dead processes buffered, by the default stream of the Storage Write API.
+class _Patience:
+    """Shows how far it is, and ends when no event was settled for ``PATIENCE``.
 
-    Does what an ``EventWriter`` does over REST, and takes no events.
+    Args:
+        show: Is told how many events are settled.
     """
 
-    def __init__(self, directory: Path, reject: DeadLetterCallback) -> None:
-        # Only now, because it loads gRPC.
-        from lorc_eventlog.bigquery.storage_write import StorageWriteTransport
-        from lorc_eventlog.delivery.dispatchers import Dispatchers
+    def __init__(self, show: Callable[[int], object]) -> None:
+        self._show = show
+        self._settled = 0
+        self._moved_at = time.monotonic()
 
-        options = WriterOptions(
-            batch_rows=GRPC_ROWS,
-            flush_interval=LOOK_INTERVAL,
-            capacity=100_000,
-            capacity_bytes=64 * 2**20,
-            overflow="drop",
-            close_timeout=0,
-            on_dead_letter=reject,
-            spool_dir=directory,
-            spool_max_bytes=2**30,
-            spool_sync="normal",
-            spool_only=False,
-            spool_mode="private",
-            deliver_on_sigterm=False,
-        )
-        self._dispatchers = Dispatchers(
-            None, options, lambda _, table: StorageWriteTransport(table)
-        )
-        self._dispatchers.begin()
-
-    def drain_spool(self, timeout: float) -> bool:
-        """Deliver for ``timeout`` seconds; whether all is delivered."""
-        deadline = time.monotonic() + timeout
-        drained = [dispatcher.drain(deadline) for dispatcher in self._dispatchers.all()]
-        return all(drained)
-
-    def stats(self) -> WriterStats:
-        """Return the counters."""
-        return sum([dispatcher.stats() for dispatcher in self._dispatchers.all()], NO_EVENTS)
-
-    def close(self) -> None:
-        """Leave what is left on disk."""
-        for dispatcher in self._dispatchers.all():
-            dispatcher.close()
+    def is_over(self, settled: int) -> bool:
+        """Note that so many events are settled by now."""
+        if settled > self._settled:
+            self._settled, self._moved_at = settled, time.monotonic()
+        self._show(settled)
+        return time.monotonic() - self._moved_at > PATIENCE
 
 
 def drain(client: Client | None, directory: Path, show: Callable[[int], object]) -> Drained:
@@ -102,25 +76,40 @@ def drain(client: Client | None, directory: Path, show: Callable[[int], object])
     def reject(envelope: Envelope, reason: str) -> None:
         rejected.append(f"event {envelope['event_id']} ({envelope['event_type']}): {reason}")
 
-    # No waiting at the end: what is left then stays on disk.
-    writer: EventWriter | GrpcWriter
-    if client is None:
-        writer = GrpcWriter(directory, reject)
-    else:
-        writer = EventWriter(client, spool_dir=directory, close_timeout=0, on_dead_letter=reject)
-    settled, moved_at = 0, time.monotonic()
+    options = WriterOptions(
+        batch_rows=GRPC_ROWS if client is None else REST_ROWS,
+        flush_interval=LOOK_INTERVAL,
+        capacity=100_000,
+        capacity_bytes=64 * 2**20,
+        overflow="drop",
+        close_timeout=0,  # what is left at the end stays on disk
+        on_dead_letter=reject,
+        spool_dir=directory,
+        spool_max_bytes=2**30,
+        spool_sync="normal",
+        spool_only=False,
+        spool_mode="private",
+        deliver_on_sigterm=False,
+    )
+    dispatchers = Dispatchers(client, options, _grpc if client is None else InsertAllTransport)
+    dispatchers.begin()
+    dispatcher = dispatchers.current
+    patience = _Patience(show)
     gave_up = None
-    while not writer.drain_spool(timeout=LOOK_INTERVAL):
-        stats = writer.stats()
-        if stats.delivered + stats.rejected > settled:
-            settled, moved_at = stats.delivered + stats.rejected, time.monotonic()
-        elif time.monotonic() - moved_at > PATIENCE:
-            gave_up = stats.last_error or "there is no answer"
+    while not dispatcher.drain(time.monotonic() + LOOK_INTERVAL):
+        stats = dispatcher.stats()
+        if patience.is_over(stats.delivered + stats.rejected):
+            gave_up = stats.last_error or NO_ANSWER
             break
-        show(settled)
     else:
-        writer.close()
-    return Drained(writer.stats().delivered, len(rejected), rejected, gave_up)
+        dispatcher.close()
+    return Drained(dispatcher.stats().delivered, len(rejected), rejected, gave_up)
+
+
+def _grpc(_: object, table: str) -> StorageWriteTransport:
+    from lorc_eventlog.bigquery.storage_write import StorageWriteTransport  # loads gRPC
+
+    return StorageWriteTransport(table)
 
 
 def ship(
@@ -156,25 +145,21 @@ def ship(
         exactly_once=exactly_once,
     )
     shipper = Shipper(settings, client)
-    settled, moved_at = 0, time.monotonic()
+    patience = _Patience(show)
     gave_up, nothing_waits_since = None, 0
     try:
         shipper.start()
         while True:
             progress = shipper.progress()
-            done = progress.delivered + progress.rejected
             if not progress.is_settled or progress.waiting_bytes:
                 nothing_waits_since = 0
             elif not nothing_waits_since:
                 nothing_waits_since = progress.looks
             elif progress.looks > nothing_waits_since + 1:
                 break  # it has looked once more, and deleted the segments of dead processes
-            if done > settled:
-                settled, moved_at = done, time.monotonic()
-            elif time.monotonic() - moved_at > PATIENCE:
-                gave_up = progress.last_error or "there is no answer"
+            if patience.is_over(progress.delivered + progress.rejected):
+                gave_up = progress.last_error or NO_ANSWER
                 break
-            show(settled)
             time.sleep(LOOK_INTERVAL)
         shipper.stop_reading()
     finally:

@@ -32,7 +32,7 @@ from lorc_eventlog.lifecycle.locks import Lock
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-    from lorc_eventlog.bigquery.transport import Refusal, Transport
+    from lorc_eventlog.bigquery.transport import Refusal
     from lorc_eventlog.events.envelope import Envelope
     from lorc_eventlog.events.row import Row
 
@@ -95,7 +95,9 @@ def _texts_of(stream: BufferedReader) -> Iterator[list[tuple[str, bytes]]]:
         number += chunk.count(b"\n")
         if begins and texts:
             begins = False
-            if not _is_object(texts[0][1]):
+            try:
+                as_object(texts[0][1])
+            except ValueError:
                 yield [("standard input", b"".join([chunk, *chunks]))]
                 return
         for start in range(0, len(texts), BATCH_ROWS):
@@ -112,14 +114,6 @@ def _whole_lines(stream: BufferedReader) -> Iterator[bytes]:
             begun.clear()
         begun += data[end:]
     yield bytes(begun)
-
-
-def _is_object(text: bytes) -> bool:
-    try:
-        as_object(text)
-    except ValueError:
-        return False
-    return True
 
 
 def deliver(client: Client, rows: dict[str, Row], complain: Complain) -> Iterator[str]:
@@ -158,26 +152,19 @@ class _Silent(Notes):
         """Forget it."""
 
 
-class _Watched:
+class _Watched(InsertAllTransport):
     """A transport that remembers what its outcomes tell about the rows."""
 
-    def __init__(self, transport: Transport) -> None:
-        self.limits = transport.limits
+    def __init__(self, client: Client, table: str) -> None:
+        super().__init__(client, table)
         self.stored: set[str] = set()
         """The event_ids of the rows that BigQuery has."""
         self.may_have_stored_others = False
         self.what_to_do: str | None = None
         """What an operator has to do, because time does not mend why it failed."""
-        self._transport = transport
-        self.reconnect = transport.reconnect
-        self.restart_in_child = transport.restart_in_child
-
-    @property
-    def is_connected(self) -> bool:
-        return self._transport.is_connected
 
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
-        outcome = self._transport.send(rows, timeout=timeout)
+        outcome = super().send(rows, timeout=timeout)
         if isinstance(outcome, Answer):
             unstored = {refused.index for refused in outcome.refused}.union(outcome.again)
             self.stored.update(
@@ -198,7 +185,7 @@ class _Delivery:
     def __init__(self, client: Client, rows: list[Row]) -> None:
         self.refused: dict[str, str] = {}
         """By event_id, why BigQuery will never take it."""
-        self.transport = _Watched(InsertAllTransport(client, events_table()))
+        self.transport = _Watched(client, events_table())
         self._queue = DeliveryQueue(
             Bounds(BATCH_ROWS, 0.0, sys.maxsize, sys.maxsize, self.transport.limits)
         )

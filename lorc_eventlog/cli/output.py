@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import IO, Any
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.text import Text
 from lorc_eventlog.diagnostics import escaped
 
 GOOD, BAD, UNKNOWN = "✓", "✗", "-"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 STYLES = {GOOD: "bold green", BAD: "bold red", UNKNOWN: "yellow"}
 
@@ -80,3 +83,27 @@ def quiet_grpc() -> None:
 def examples(*lines: str) -> str:
     """Make the end of a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def transport_options(*, transport: str, exactly_once: str) -> Callable[[_Function], _Function]:
+    """Give a command ``--transport`` and ``--exactly-once``, with this help."""
+
+    def check(ctx: click.Context, _: click.Parameter, value: bool) -> bool:  # noqa: FBT001
+        if value and ctx.params["transport"] != "grpc":
+            msg = "--exactly-once needs --transport grpc"
+            raise click.UsageError(msg)
+        return value
+
+    def add(command: _Function) -> _Function:
+        once = click.option("--exactly-once", is_flag=True, callback=check, help=exactly_once)
+        which = click.option(
+            "--transport",
+            type=click.Choice(["rest", "grpc"]),
+            default="rest",
+            show_default=True,
+            is_eager=True,  # so that the other option knows it
+            help=transport,
+        )
+        return which(once(command))
+
+    return add

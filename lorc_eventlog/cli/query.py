@@ -15,7 +15,7 @@ from lorc_eventlog.bigquery.client import open_client
 from lorc_eventlog.bigquery.failures import as_failure
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
 from lorc_eventlog.bigquery.table import events_table, whole_table
-from lorc_eventlog.bigquery.transport import Failure, Refusal
+from lorc_eventlog.bigquery.transport import Refusal
 from lorc_eventlog.cli.output import Trouble
 from lorc_eventlog.cli.waiting import emulator_host
 
@@ -149,12 +149,6 @@ def what_failed(error: Exception) -> tuple[str, str | None]:
 def what_to_wait_for() -> str:
     """Say what to do about what time may mend."""
     return LOOK_AT_EMULATOR if emulator_host() else WAIT
-
-
-def passes(error: Exception) -> bool:
-    """Whether time mends ``error``: an outage, the network, a rate limit."""
-    failure = as_failure(error)
-    return isinstance(failure, Failure) and failure.what_to_do is None
 
 
 def not_understood(error: Exception) -> tuple[str, str]:

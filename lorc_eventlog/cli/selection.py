@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from lorc_eventlog.bigquery.failures import passes
 from lorc_eventlog.cli.query import (
     as_text,
     client_errors,
     in_partitions,
-    passes,
     run_query,
     start_query,
     what_failed,

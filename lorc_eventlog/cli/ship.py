@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorc_eventlog.bigquery.table import events_table
-from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc
+from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc, transport_options
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
 
@@ -66,14 +66,10 @@ TICK = 0.1
 )
 @click.option("--metrics-port", type=click.IntRange(1, 65_535), help="Serve Prometheus metrics.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where to serve them.")
-@click.option(
-    "--transport",
-    type=click.Choice(["rest", "grpc"]),
-    default="rest",
-    show_default=True,
-    help="How BigQuery is spoken to: insertAll, or the Storage Write API.",
+@transport_options(
+    transport="How BigQuery is spoken to: insertAll, or the Storage Write API.",
+    exactly_once="Store no event twice; needs --transport grpc.",
 )
-@click.option("--exactly-once", is_flag=True, help="Store no event twice; needs --transport grpc.")
 @click.option("--batch-rows", type=click.IntRange(1, 50_000), help="The most events in a request.")
 @click.pass_context
 def ship(ctx: click.Context, /, **options: Any) -> None:
@@ -84,9 +80,6 @@ def ship(ctx: click.Context, /, **options: Any) -> None:
 
     SIGTERM and SIGINT end it with exit code 0; what is not delivered then stays in DIR.
     """
-    if options["exactly_once"] and options["transport"] != "grpc":
-        msg = "--exactly-once needs --transport grpc"
-        raise click.UsageError(msg)
     require_bigquery("ship")
     _log_to_stderr()
     quiet_grpc()
@@ -114,32 +107,29 @@ class _Shipping:
     """
 
     def __init__(self, settings: Settings) -> None:
-        from lorc_eventlog.shipping.service import Shipper
-
         self._settings = settings
-        self._make: Callable[[Settings], Shipper] = Shipper
-        shipper, trouble = self._open()
-        if shipper is None:
-            raise Trouble(trouble)
-        self._shipper = shipper
+        self._shipper = self._open()
 
-    def _open(self) -> tuple[Shipper | None, str]:
+    def _open(self) -> Shipper:
         from lorc_eventlog.shipping.lock import AnotherShipperError
         from lorc_eventlog.shipping.requirements import UnfitError
+        from lorc_eventlog.shipping.service import Shipper
 
-        try:
-            shipper = self._make(self._settings)
-        except AnotherShipperError as error:
-            return None, str(error)
-        except UnfitError as error:
-            return None, f"{error}: {error.to_do}"
-        except OSError as error:
-            return None, f"{error.filename or self._settings.directory}: {error.strerror}"
         settings = self._settings
+        try:
+            shipper = Shipper(settings)
+        except AnotherShipperError as error:
+            raise Trouble(str(error)) from None
+        except UnfitError as error:
+            msg = f"{error}: {error.to_do}"
+            raise Trouble(msg) from None
+        except OSError as error:
+            msg = f"{error.filename or settings.directory}: {error.strerror}"
+            raise Trouble(msg) from None
         how = settings.transport + (", exactly once" if settings.exactly_once else "")
         logger.info("shipping from %s to %s (%s)", settings.directory, settings.table, how)
         shipper.start()
-        return shipper, ""
+        return shipper
 
     def progress(self) -> Progress:
         """Return how far it is."""
@@ -172,9 +162,11 @@ class _Shipping:
         while not signals.came:
             if self.progress().is_settled:
                 self._shipper.close()
-                shipper, trouble = self._open()
-                if shipper is not None:
-                    self._shipper = shipper
+                try:
+                    self._shipper = self._open()
+                except Trouble as error:
+                    trouble = error.message
+                else:
                     return
                 if time.monotonic() - said_at >= STATUS_SECONDS:
                     said_at = time.monotonic()

@@ -23,6 +23,7 @@ from lorc_eventlog.cli.output import (
     print_json,
     quiet_grpc,
     say,
+    transport_options,
 )
 from lorc_eventlog.cli.query import connected
 from lorc_eventlog.delivery.sinks import require_bigquery
@@ -53,17 +54,9 @@ WIDEST_LINE = 200
     "directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--drain", "is_drained", is_flag=True, help="Deliver what waits there.")
-@click.option(
-    "--transport",
-    type=click.Choice(["rest", "grpc"]),
-    default="rest",
-    show_default=True,
-    help="How --drain speaks to BigQuery: insertAll, or the Storage Write API.",
-)
-@click.option(
-    "--exactly-once",
-    is_flag=True,
-    help="Store nothing twice of what waits for a shipper; needs --transport grpc.",
+@transport_options(
+    transport="How --drain speaks to BigQuery: insertAll, or the Storage Write API.",
+    exactly_once="Store nothing twice of what waits for a shipper; needs --transport grpc.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -85,9 +78,6 @@ def spool(
     The exit code is 1 if a file is damaged or cannot be read, and with --drain if an event was
     rejected or is left.
     """
-    if exactly_once and transport != "grpc":
-        msg = "--exactly-once needs --transport grpc"
-        raise click.UsageError(msg)
     if is_drained:
         require_bigquery("--drain")
     reports = look_at_spool(directory)

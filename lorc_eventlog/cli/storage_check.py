@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.bigquery.client import PROJECT_VARIABLE
 from lorc_eventlog.bigquery.insert_all import REQUEST_TIMEOUT
-from lorc_eventlog.bigquery.table import events_project, events_table
+from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.cli.diagnosis import Finding, check_sink, check_variables, where_it_is_from
 from lorc_eventlog.cli.output import BAD, GOOD, UNKNOWN
 from lorc_eventlog.cli.query import WAIT
@@ -60,10 +58,7 @@ def diagnose(*, exactly_once: bool) -> Iterator[Finding]:
     emulator = f"none needed for the emulator at {endpoint.address}"
     found = emulator if endpoint.is_emulator else "Google takes them"
     yield Finding("credentials", GOOD, found)
-    named = os.environ.get(PROJECT_VARIABLE) or events_project()
-    source = where_it_is_from(endpoint.project)
-    if endpoint.is_emulator and not named:
-        source = "for the emulator"
+    source = where_it_is_from(endpoint.project, is_emulator=endpoint.is_emulator)
     yield Finding("project", GOOD, f"{endpoint.project}, {source}")
     yield from check_stream(endpoint, table)
 

@@ -112,10 +112,7 @@ class Requests:
             self._stored(pending)
             return None
         return self._not_stored(pending) or Failure(
-            Reason("the rows were not stored; they are sent again in a new stream"),
-            None,
-            may_be_the_rows=False,
-            stored="no",
+            Reason("the rows were not stored; they are sent again in a new stream"), stored="no"
         )
 
     def _gone(self, pending: Pending, failure: Failure) -> Failure:
@@ -149,4 +146,4 @@ def ledger_failure(error: OSError) -> Failure:
     """Return what it means that the ledger cannot be written: nothing is sent."""
     text = f"the ledger cannot be written: {error.strerror or type(error).__name__}"
     what_to_do = "nothing is sent until the disk of the spool directory takes it"
-    return Failure(Reason(text), what_to_do, may_be_the_rows=False, stored="no")
+    return Failure(Reason(text), what_to_do, stored="no")

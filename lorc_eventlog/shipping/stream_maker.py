@@ -40,7 +40,7 @@ class StreamMaker:
             self._made_at.popleft()
         if len(self._made_at) >= MOST_STREAMS_AN_HOUR:
             text = f"{MOST_STREAMS_AN_HOUR} streams were made within an hour: waiting"
-            return Failure(Reason(text), None, may_be_the_rows=False, stored="no")
+            return Failure(Reason(text), stored="no")
         made = self._client.create(
             lambda project: table_path(project, self._table), max(0.0, deadline - now)
         )

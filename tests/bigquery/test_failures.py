@@ -17,7 +17,7 @@ from google.cloud import bigquery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorc_eventlog.bigquery.failures import MAX_MESSAGE, as_failure, why_no_client
+from lorc_eventlog.bigquery.failures import MAX_MESSAGE, as_failure, passes, why_no_client
 from lorc_eventlog.bigquery.imports import ClientImportError
 from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.bigquery.transport import Answer, Failure, Refusal
@@ -552,3 +552,16 @@ def test_a_long_message_is_cut(scripted: ScriptedBigQuery, transport: InsertAllT
     scripted.script(status(404, message="x" * 10_000))
     assert send(transport).reason.text == "404 notFound: " + "x" * MAX_MESSAGE
     assert len(failure_of(ValueError("z" * 10_000)).told([])) < MAX_MESSAGE + 20
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (exceptions.ServiceUnavailable("overloaded"), True),  # type: ignore[no-untyped-call]
+        (requests.ConnectionError("reset"), True),
+        (exceptions.Forbidden("Access Denied"), False),  # type: ignore[no-untyped-call]
+        (exceptions.BadRequest("no such field"), False),  # type: ignore[no-untyped-call]
+    ],
+)
+def test_what_nobody_must_mend_passes(error: Exception, expected: bool) -> None:
+    assert passes(error) is expected

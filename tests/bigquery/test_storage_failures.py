@@ -256,7 +256,12 @@ def test_each_row_that_is_named_is_refused_for_its_own_reason() -> None:
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_an_answer_that_names_a_row_that_was_not_sent_says_nothing_of_any(index: int) -> None:
-    assert refused_rows(row_errors((0, "bad"), (index, "bad")), 3) is None
+    assert refused_rows(row_errors((0, "bad"), (index, "bad")), 3) == Failure(
+        Reason("the answer names rows that were not sent"),
+        None,
+        may_be_the_rows=True,
+        stored="unknown",
+    )
 
 
 def test_the_code_of_a_storage_error_is_found_among_other_details() -> None:

@@ -68,5 +68,5 @@ def test_a_proxy_of_the_environment_is_used(
     assert transport.send(rows, timeout=20) == Answer()
     assert proxy.asked == ["CONNECT storage.example:443 HTTP/1.1"]
     assert server.numbers() == [0]
-    transport.close()
+    transport.reconnect()
     proxy.close()

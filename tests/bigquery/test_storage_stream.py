@@ -225,3 +225,4 @@ def test_what_keeps_a_stream_from_being_made_is_a_failure_with_what_to_do(
     monkeypatch.delenv("BIGQUERY_STORAGE_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
     assert isinstance(StreamClient().append("s", 0, encoded(0), 1.0), Failure)
+    assert isinstance(StreamClient().finalize("s", 1.0), Failure)

@@ -49,7 +49,7 @@ def transport(server: ScriptedStorage) -> Iterator[StorageWriteTransport]:
     del server  # it must be there
     made = StorageWriteTransport("dataset.events")
     yield made
-    made.close()
+    made.reconnect()
 
 
 def make_rows(numbers: range, **payload: Any) -> list[Row]:
@@ -83,7 +83,7 @@ def test_a_project_in_the_name_of_the_table_is_the_tables_project(
     transport = StorageWriteTransport("other-project.dataset.events")
     assert transport.send(make_rows(range(1)), timeout=10) == Answer()
     assert server.requests[0].stream.startswith("projects/other-project/datasets/dataset/")
-    transport.close()
+    transport.reconnect()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_list_of_bad_rows_that_is_cut_short_is_asked_for_again(
         assert isinstance(result, Answer)
         assert sorted(row.index for row in result.refused) == [0, 1, 2, 3, 4]
         assert server.numbers() == [5, 6]
-        transport.close()
+        transport.reconnect()
 
 
 def test_a_failure_after_bad_rows_were_found_is_a_failure_of_all(
@@ -480,7 +480,7 @@ def test_rows_arrive_in_an_emulator_that_others_wrote_and_are_queried_by_sql(
     assert found == {**row, "payload": {"number": 7, "text": "né"}}
     (counted,) = query("SELECT COUNT(*) AS n, COUNT(subject_id) AS subjects FROM events")
     assert counted == {"n": 21, "subjects": 1}
-    transport.close()
+    transport.reconnect()
 
 
 def test_a_row_takes_at_most_what_its_limit_says() -> None:

@@ -258,8 +258,8 @@ def test_a_directory_that_cannot_be_shipped_yet_is_reported_once_a_minute(
 
     shipping = ship_module._Shipping.__new__(ship_module._Shipping)
     shipping._settings = Settings(directory=tmp_path, table="dataset.events")
-    shipping._make = make
     shipping._shipper = cast("Any", Shipper())
+    monkeypatch.setattr("lorc_eventlog.shipping.service.Shipper", make)
     with caplog.at_level("INFO", "lorc_eventlog"):
         shipping._replace(ship_module._Signals())
     assert len(tries) == 4

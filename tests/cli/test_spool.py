@@ -222,18 +222,18 @@ def test_drain_gives_up_after_a_while_and_loses_nothing(
 
 
 def test_drain_ends_when_it_has_given_up(scripted: ScriptedBigQuery, spool_dir: Path) -> None:
-    """A writer waits for ten seconds at the end of its process, unless its time-out is 0."""
+    """Delivery waits for ten seconds at the end of its process, unless its time-out is 0."""
     left_by_a_dead_process(spool_dir, 3)
     scripted.always(status(403))
     code = """if True:
         import sys
         from lorc_eventlog.cli import app as cli
         from lorc_eventlog.cli import drain
-        writer = drain.EventWriter
-        def made(*arguments, **options):
-            assert options["close_timeout"] == 0
-            return writer(*arguments, **options)
-        drain.EventWriter = made
+        options = drain.WriterOptions
+        def made(**given):
+            assert given["close_timeout"] == 0
+            return options(**given)
+        drain.WriterOptions = made
         drain.PATIENCE = 2.0
         cli.commands(["spool", sys.argv[1], "--drain"])
     """

@@ -17,11 +17,12 @@ FILE = Path(__file__).with_name("messages.txt")
 
 SAYING = {
     "BadParameter",
+    "Failure",
     "Finding",
     "Trouble",
     "UsageError",
     "UntrustedError",
-    "_failure",
+    "_not_acknowledged",
     "check",
     "complain",
     "debug",
