@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -116,9 +115,9 @@ class Books:
 
     def add(self, row: Row, now: float) -> None:
         """Add a fresh row."""
-        self._fresh.absorb(deque((row,)), now)
+        self._fresh.absorb([row], now)
 
-    def absorb(self, inbox: deque[Row], since: float) -> None:
+    def absorb(self, inbox: list[Row], since: float) -> None:
         """Move all rows of ``inbox`` in; they came at ``since`` or later."""
         self._fresh.absorb(inbox, since)
 

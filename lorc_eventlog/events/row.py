@@ -174,11 +174,12 @@ def row_bytes(row: Row) -> int:
     The same before and after :func:`finish`, because what is added must be taken away again.
     """
     return (
-        _ROW_BYTES
-        + len(row["payload"])
-        + len(row["event_type"])
+        len(row["event_type"])
         + len(row["source"])
         + len(row["schema_ref"] or "")
         + len(row["correlation_id"] or "")
         + len(row["subject_id"] or "")
+        # Last, because Python keeps the small numbers ready and makes the others.
+        + len(row["payload"])
+        + _ROW_BYTES
     )

@@ -135,7 +135,7 @@ class ShippingQueue(DeliveryQueue):
         """Add what the chore read."""
         self._is_chore_out = False
         rows: Any = result
-        self.absorb(deque(rows or ()), now)
+        self.absorb(list(rows or ()), now)
         return 0
 
     def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:

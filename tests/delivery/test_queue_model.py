@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from unittest import mock
 
@@ -431,7 +431,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12), length=LENGTHS)
     def absorb(self, kinds: list[str], length: int) -> None:
         world = self.world
-        inbox = deque(world.make(kind, length + index) for index, kind in enumerate(kinds))
+        inbox = [world.make(kind, length + index) for index, kind in enumerate(kinds)]
         world.queue.absorb(inbox, world.now)
         assert not inbox
 
