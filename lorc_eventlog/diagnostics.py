@@ -13,6 +13,8 @@ from collections import deque
 logger = logging.getLogger("lorc_eventlog")
 
 _DELIVERY = ("google.", "requests.", "urllib3.")
+NAMES_OF_DELIVERY = (*_DELIVERY, logger.name)
+"""How the name of each logger begins for which :func:`is_about_delivery` may be true."""
 
 
 def is_about_delivery(record: logging.LogRecord) -> bool:

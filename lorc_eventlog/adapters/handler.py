@@ -11,7 +11,7 @@ from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others, place_of
 from lorc_eventlog.adapters.redaction import HIDDEN, revealed
 from lorc_eventlog.delivery.options import check
-from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
+from lorc_eventlog.diagnostics import NAMES_OF_DELIVERY, is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
 from lorc_eventlog.lifecycle.signals import background_thread
 
@@ -115,7 +115,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
                     return
                 fields, known = found
                 event_type = fields["event_type"]
-            if is_about_delivery(record):
+            if (record.name or "").startswith(NAMES_OF_DELIVERY) and is_about_delivery(record):
                 return
             payload = fields.get("payload")
             if payload is None:

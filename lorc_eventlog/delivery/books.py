@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -106,15 +105,11 @@ class Books:
 
     def add(self, row: Row, now: float) -> None:
         """Add a fresh row."""
-        self._fresh.absorb(deque((row,)), now)
+        self._fresh.absorb([row], now)
 
-    def absorb(self, inbox: deque[Row], since: float) -> None:
+    def absorb(self, inbox: list[Row], since: float) -> None:
         """Move all rows of ``inbox`` in; they came at ``since`` or later."""
         self._fresh.absorb(inbox, since)
-
-    def extend(self, rows: Sequence[Row], since: float) -> None:
-        """Add ``rows``, which came at ``since`` or later, and to which nobody adds meanwhile."""
-        self._fresh.extend(rows, since)
 
     def skip(self, count: int) -> None:
         """Count ``count`` rows that were expected after the fresh ones and will never come."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ class _Portion:
 class FreshRows:
     """Rows that were never sent.
 
-    Signal safety: between the changes of one row or batch there is no call, so that a signal
+    Signal safety: between the changes of some rows or of a batch there is no call, so that a signal
     handler that raises comes before or after all of them.
     """
 
@@ -80,60 +79,46 @@ class FreshRows:
             return portion.since
         return portion.since + self._flush_interval
 
-    def extend(self, rows: Sequence[Row], since: float) -> None:
-        """Add ``rows``, which came at ``since`` or later, in half of the time that absorb takes."""
-        while rows:
-            portion = self._unfinished_portion()
+    def absorb(self, inbox: list[Row], since: float) -> None:
+        """Move all rows of ``inbox`` in; they came at ``since`` or later."""
+        portions = self._portions
+        portion = portions[-1] if portions else None
+        if portion is not None and portion.position + len(portion.rows) < self.position:
+            portion = None  # some were skipped
+        while inbox:
             if portion is None or len(portion.rows) >= self._batch_rows:
                 portion = _Portion(self.position, since)
                 new: tuple[_Portion, ...] = (portion,)
             else:
                 new = ()
-            some = rows[: self._batch_rows - len(portion.rows)]
-            count = len(some)
-            size = sum(map(row_bytes, some))
-            if portion.size + size > self._limits.request_bytes:
-                self.absorb(deque(rows), since)
-                return
-            rows = rows[count:]
-            # As in absorb: no calls from here on.
-            portion.rows += some
-            portion.size += size
-            self._portions += new
-            self.added_bytes += size
-            self.position += count
-
-    def _unfinished_portion(self) -> _Portion | None:
-        """Return the last portion, unless rows were skipped after it."""
-        portion = self._portions[-1] if self._portions else None
-        if portion is not None and portion.position + len(portion.rows) < self.position:
-            return None
-        return portion
-
-    def absorb(self, inbox: deque[Row], since: float) -> None:
-        """Move all rows of ``inbox`` in; they came at ``since`` or later."""
-        portions = self._portions
-        portion = self._unfinished_portion()
-        while inbox:
-            row = inbox[0]
-            size = row_bytes(row)
-            if (
-                portion is None
-                or len(portion.rows) >= self._batch_rows
-                or portion.size + size > self._limits.request_bytes
-            ):
-                portion = _Portion(self.position, since)
-                new: tuple[_Portion, ...] = (portion,)
-            else:
-                new = ()
             rows = portion.rows
-            # Not by calls, such as append: a portion without a row would be sent.
-            rows += (row,)
+            came, size = self._first(inbox, self._batch_rows - len(rows), portion.size)
+            if not came:
+                portion = None
+                continue
+            count = len(came)
+            moved = slice(count)
+            # Not by calls, such as extend: a portion without a row would be sent.
+            rows += came
             portion.size += size
             portions += new
             self.added_bytes += size
-            self.position += 1
-            del inbox[0]
+            self.position += count
+            del inbox[moved]
+
+    def _first(self, inbox: list[Row], most: int, before: int) -> tuple[list[Row], int]:
+        """Return the first rows of ``inbox`` that fit behind ``before`` bytes, and their bytes.
+
+        At least one if there is nothing before.
+        """
+        rows = inbox[:most]
+        size = sum(map(row_bytes, rows))
+        room = self._limits.request_bytes - before
+        if size > room:
+            sizes = [*takewhile(room.__ge__, accumulate(map(row_bytes, rows)))]
+            rows = rows[: len(sizes) if before else max(1, len(sizes))]
+            size = sum(map(row_bytes, rows))
+        return rows, size
 
     def take(self, most: int, now: float, in_flight: dict[Batch, None]) -> Batch:
         """Move the first rows, at most ``most`` of them, to ``in_flight``."""

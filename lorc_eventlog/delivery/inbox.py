@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class Inbox:
     __slots__ = ("_looked_at", "_queue", "is_shut", "limit", "rows")
 
     def __init__(self, queue: DeliveryQueue) -> None:
-        self.rows: deque[Row] = deque()
+        self.rows: list[Row] = []
         self.limit = 0
         self.is_shut = False
         """Whether every log call takes the lock from now on, because the process ends."""

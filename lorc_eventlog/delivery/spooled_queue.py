@@ -10,7 +10,6 @@ from lorc_eventlog.events.row import Row, finish
 from lorc_eventlog.spool.format import encode_line
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable
 
     from lorc_eventlog.bigquery.transport import Answer
@@ -118,7 +117,7 @@ class SpooledQueue(DeliveryQueue):
         line = encode_line(finish(row))
         return not self._store.is_full(line) and self._store.append(line)
 
-    def absorb(self, inbox: deque[Row], since: float) -> None:
+    def absorb(self, inbox: list[Row], since: float) -> None:
         """Move all rows of ``inbox`` in: to disk, or to memory if that fails."""
         while inbox:
             row = inbox[0]

@@ -160,7 +160,7 @@ class EventWriter(Waits):
         dispatcher = self._dispatchers.current
         inbox = dispatcher.inbox
         rows = inbox.rows
-        if len(rows) < inbox.limit and row_bytes(row) <= SMALL_ROW:
+        if len(rows) < inbox.limit and (row["event_id"] == "" or row_bytes(row) <= SMALL_ROW):
             rows.append(row)
             if not inbox.limit:
                 dispatcher.notice()

@@ -34,6 +34,10 @@ ROW_BYTES = 300
 SMALL_ROW = 32_768
 """Bytes that an event rarely exceeds; see :attr:`Books.inbox_room`."""
 
+_SHORT_PAYLOAD = 24_000
+_SHORT = (SMALL_ROW - ROW_BYTES - _SHORT_PAYLOAD) // 5
+"""Characters of a payload, and of each other text, that make no row larger than that."""
+
 
 class Row(TypedDict):
     """An envelope as it goes over the wire: ``payload`` is JSON text, encoded once."""
@@ -83,20 +87,44 @@ def draft_at(
 
     It does what must be done in the log call. The id and the text of the time can wait for the
     sender: they take longer than all the rest of it (``python -m benchmarks.tricks``).
+
+    Its id is ``""`` until then, or None if it may be larger than ``SMALL_ROW``. To look at each of
+    its texts here costs the log call half of what :func:`row_bytes` would.
     """
-    if type(event_type) is not str or not event_type or not event_type.isascii():
+    is_small = True
+    if type(event_type) is not str or not 0 < len(event_type) <= _SHORT or not event_type.isascii():
+        is_small = False
         event_type = as_name("event_type", event_type)
-    if type(source) is not str or not source or not source.isascii():
+    if type(source) is not str or not 0 < len(source) <= _SHORT or not source.isascii():
+        is_small = False
         source = as_name("source", source)
+    if schema_ref is not None and (
+        type(schema_ref) is not str or len(schema_ref) > _SHORT or not schema_ref.isascii()
+    ):
+        is_small = False
+        schema_ref = as_text(schema_ref)
+    if correlation_id is not None and (
+        type(correlation_id) is not str
+        or len(correlation_id) > _SHORT
+        or not correlation_id.isascii()
+    ):
+        is_small = False
+        correlation_id = as_text(correlation_id)
+    if subject_id is not None and (
+        type(subject_id) is not str or len(subject_id) > _SHORT or not subject_id.isascii()
+    ):
+        is_small = False
+        subject_id = as_text(subject_id)
+    text = encode_payload(payload)
     return {
-        "event_id": "",
+        "event_id": "" if is_small and len(text) <= _SHORT_PAYLOAD else None,  # type: ignore[typeddict-item]
         "event_type": event_type,
         "source": source,
-        "schema_ref": None if schema_ref is None else as_text(schema_ref),
+        "schema_ref": schema_ref,
         "created_at": created,  # type: ignore[typeddict-item]  # until it is finished
-        "correlation_id": None if correlation_id is None else as_text(correlation_id),
-        "subject_id": None if subject_id is None else as_text(subject_id),
-        "payload": encode_payload(payload),
+        "correlation_id": correlation_id,
+        "subject_id": subject_id,
+        "payload": text,
     }
 
 
@@ -174,11 +202,12 @@ def row_bytes(row: Row) -> int:
     The same before and after :func:`finish`, because what is added must be taken away again.
     """
     return (
-        ROW_BYTES
-        + len(row["payload"])
-        + len(row["event_type"])
+        len(row["event_type"])
         + len(row["source"])
         + len(row["schema_ref"] or "")
         + len(row["correlation_id"] or "")
         + len(row["subject_id"] or "")
+        # Last, because Python keeps the small numbers ready and makes the others.
+        + len(row["payload"])
+        + ROW_BYTES
     )

@@ -172,7 +172,7 @@ class ShippingQueue(DeliveryQueue):
         """Add what the chore read."""
         self._is_chore_out = False
         rows: Any = result
-        self.extend(rows or (), now)
+        self.absorb(list(rows or ()), now)
         return 0
 
     def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:

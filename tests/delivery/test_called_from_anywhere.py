@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -100,10 +99,10 @@ def test_a_signal_handler_may_log_in_the_middle_of_a_log_call(
     assert numbers_in(scripted) == expected
 
 
-class Interrupting(deque[Row]):
+class Interrupting(list[Row]):
     """The rows of an inbox, which runs something at the end of the next append."""
 
-    def __init__(self, rows: deque[Row], action: Callable[[], None]) -> None:
+    def __init__(self, rows: list[Row], action: Callable[[], None]) -> None:
         super().__init__(rows)
         self._action = action
 

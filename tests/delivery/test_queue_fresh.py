@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from math import inf
 
@@ -21,7 +20,7 @@ SIZE = row_bytes(make_row(0))
 def fresh_rows(count: int, *, request_bytes: int = 2 * SIZE) -> FreshRows:
     limits = replace(LIMITS, request_bytes=request_bytes, wire_bytes=row_bytes, bytes_a_character=1)
     fresh = FreshRows(batch_rows=10, flush_interval=1.0, limits=limits)
-    fresh.absorb(deque(make_row(number) for number in range(count)), 7.0)
+    fresh.absorb([make_row(number) for number in range(count)], 7.0)
     return fresh
 
 
@@ -57,7 +56,7 @@ def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None
     fresh = fresh_rows(2)
     first = fresh.take(1, 8.0, {})
     assert (numbers(first), list(first.positions), first.size) == ([0], [0], SIZE)
-    fresh.absorb(deque([make_row(2)]), 9.0)
+    fresh.absorb([make_row(2)], 9.0)
     assert (fresh.first, fresh.due_at) == (1, 7.0)
     second = fresh.take(10, 10.0, {})
     assert (numbers(second), list(second.positions), second.size) == ([1, 2], [1, 2], 2 * SIZE)
@@ -79,11 +78,12 @@ def test_rows_that_come_together_are_portioned_like_rows_that_come_one_by_one(
     )
     rows = [make_row(number, "x" * length) for number, length in enumerate([*before, *lengths])]
     for fresh in (together, one_by_one):
-        fresh.absorb(deque(rows[: len(before)]), 7.0)
+        fresh.absorb(rows[: len(before)], 7.0)
         fresh.position += skipped
         fresh.skipped += skipped
-    together.extend(rows[len(before) :], 8.0)
-    one_by_one.absorb(deque(rows[len(before) :]), 8.0)
+    together.absorb(rows[len(before) :], 8.0)
+    for row in rows[len(before) :]:
+        one_by_one.absorb([row], 8.0)
     assert portions_of(together) == portions_of(one_by_one)
     assert together.added_bytes == one_by_one.added_bytes
     assert together.position == one_by_one.position == len(rows) + skipped

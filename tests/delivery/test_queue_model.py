@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from unittest import mock
 
@@ -432,15 +432,9 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12), length=LENGTHS)
     def absorb(self, kinds: list[str], length: int) -> None:
         world = self.world
-        inbox = deque(world.make(kind, length + index) for index, kind in enumerate(kinds))
+        inbox = [world.make(kind, length + index) for index, kind in enumerate(kinds)]
         world.queue.absorb(inbox, world.now)
         assert not inbox
-
-    @rule(kinds=st.lists(st.sampled_from(KINDS), max_size=12), length=LENGTHS)
-    def extend(self, kinds: list[str], length: int) -> None:
-        world = self.world
-        rows = [world.make(kind, length + index) for index, kind in enumerate(kinds)]
-        world.queue.extend(rows, world.now)
 
     @rule(kind=st.sampled_from(KINDS), length=LENGTHS)
     def accept(self, kind: str, length: int) -> None:

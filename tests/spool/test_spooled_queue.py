@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,10 +242,10 @@ def test_rows_of_an_inbox_go_to_disk_or_to_memory_if_that_fails(
     queue: SpooledQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert queue.inbox_room == 0
-    queue.absorb(deque([row(0)]), 0.0)
+    queue.absorb([row(0)], 0.0)
     assert queue.kept == 1
     with failing(monkeypatch, "pwrite"):
-        queue.absorb(deque(map(row, range(1, 20))), 0.0)
+        queue.absorb(list(map(row, range(1, 20))), 0.0)
     assert (queue.held, queue.kept) == (20, 1)
     assert numbers(work(queue)) == list(range(20))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from typing import Any
 
 from lorc_eventlog import EventWriter
@@ -31,7 +30,7 @@ def lock_of(writer: EventWriter) -> Lock:
     return dispatcher_of(writer)._lock
 
 
-def inbox_of(writer: EventWriter) -> deque[Row]:
+def inbox_of(writer: EventWriter) -> list[Row]:
     return dispatcher_of(writer).inbox.rows
 
 

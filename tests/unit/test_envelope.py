@@ -21,7 +21,17 @@ import lorc_eventlog.bigquery.insert_all
 from clients import Query
 from lorc_eventlog import Envelope, build_envelope, emit
 from lorc_eventlog.events.envelope import to_envelope, to_row
-from lorc_eventlog.events.row import draft_at, finish, finish_all, row_at
+from lorc_eventlog.events.row import (
+    _SHORT,
+    _SHORT_PAYLOAD,
+    SMALL_ROW,
+    Row,
+    draft_at,
+    finish,
+    finish_all,
+    row_at,
+    row_bytes,
+)
 from scripted_bigquery import ScriptedBigQuery, status
 
 KEYS = [
@@ -446,6 +456,24 @@ def test_an_envelope_without_a_key_is_none() -> None:
     del envelope["source"], envelope["event_id"]
     with pytest.raises(ValueError, match="the envelope lacks event_id, source"):
         to_row(envelope)
+
+
+@pytest.mark.parametrize(
+    "longer", ["payload", "event_type", "source", "schema_ref", "correlation_id", "subject_id"]
+)
+def test_a_draft_that_may_be_no_small_row_says_so(longer: str) -> None:
+    def draft() -> Row:
+        payload = {"": texts["payload"]}
+        return draft_at(0.0, **{**texts, "payload": payload})  # type: ignore[arg-type]
+
+    texts = dict.fromkeys(Row.__annotations__.keys() - {"event_id", "created_at"}, "x" * _SHORT)
+    texts["payload"] = "x" * (_SHORT_PAYLOAD - len('{"":""}'))
+    assert draft()["event_id"] == ""
+    assert row_bytes(draft()) <= SMALL_ROW
+    texts[longer] += "x"
+    assert not draft()["event_id"]
+    assert draft()["event_id"] != ""
+    assert row_bytes(finish(draft())) == row_bytes(draft())
 
 
 @pytest.mark.parametrize("key", ["event_id", "event_type", "source", "created_at"])
