@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -163,7 +164,10 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
         """
         if _holds_loggings_lock():
-            background_thread(functools.partial(Adapter.close, self)).start()
+            # No thread can be started at exit, or if there are too many. What is left is sent then
+            # for as long as the process lives, as after a close that did not wait long enough.
+            with contextlib.suppress(RuntimeError):
+                background_thread(functools.partial(Adapter.close, self)).start()
         else:
             Adapter.close(self)
         logging.Handler.close(self)

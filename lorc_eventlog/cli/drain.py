@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lorc_eventlog.delivery.options import WriterOptions
 from lorc_eventlog.delivery.stats import NO_EVENTS
 from lorc_eventlog.delivery.writer import EventWriter
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -75,7 +76,7 @@ class GrpcWriter:
 
     def drain_spool(self, timeout: float) -> bool:
         """Deliver for ``timeout`` seconds; whether all is delivered."""
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         drained = [dispatcher.drain(deadline) for dispatcher in self._dispatchers.all()]
         return all(drained)
 
@@ -108,13 +109,13 @@ def drain(client: Client | None, directory: Path, show: Callable[[int], object])
         writer = GrpcWriter(directory, reject)
     else:
         writer = EventWriter(client, spool_dir=directory, close_timeout=0, on_dead_letter=reject)
-    settled, moved_at = 0, time.monotonic()
+    settled, moved_at = 0, clock.monotonic()
     gave_up = None
     while not writer.drain_spool(timeout=LOOK_INTERVAL):
         stats = writer.stats()
         if stats.delivered + stats.rejected > settled:
-            settled, moved_at = stats.delivered + stats.rejected, time.monotonic()
-        elif time.monotonic() - moved_at > PATIENCE:
+            settled, moved_at = stats.delivered + stats.rejected, clock.monotonic()
+        elif clock.monotonic() - moved_at > PATIENCE:
             gave_up = stats.last_error or "there is no answer"
             break
         show(settled)
@@ -156,7 +157,7 @@ def ship(
         exactly_once=exactly_once,
     )
     shipper = Shipper(settings, client)
-    settled, moved_at = 0, time.monotonic()
+    settled, moved_at = 0, clock.monotonic()
     gave_up, nothing_waits_since = None, 0
     try:
         shipper.start()
@@ -170,8 +171,8 @@ def ship(
             elif progress.looks > nothing_waits_since + 1:
                 break  # it has looked once more, and deleted the segments of dead processes
             if done > settled:
-                settled, moved_at = done, time.monotonic()
-            elif time.monotonic() - moved_at > PATIENCE:
+                settled, moved_at = done, clock.monotonic()
+            elif clock.monotonic() - moved_at > PATIENCE:
                 gave_up = progress.last_error or "there is no answer"
                 break
             show(settled)

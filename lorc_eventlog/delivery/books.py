@@ -55,7 +55,7 @@ class Books:
     @property
     def held_bytes(self) -> int:
         """How large these are together."""
-        return self._held_bytes
+        return self._fresh.added_bytes - self._settled_bytes
 
     @property
     def position(self) -> int:
@@ -78,13 +78,17 @@ class Books:
 
         Until then they make no batch full, and the bounds hold.
         """
-        room = self._capacity - self._held
-        room_bytes = (self._capacity_bytes - self._held_bytes) // SMALL_ROW
-        return max(0, min(self._fresh.rows_until_full - 1, room, room_bytes))
+        return max(0, min(self._fresh.rows_until_full - 1, self.small_rows_room))
+
+    @property
+    def small_rows_room(self) -> int:
+        """For how many rows of at most ``SMALL_ROW`` bytes there is room."""
+        room_bytes = (self._capacity_bytes - self.held_bytes) // SMALL_ROW
+        return min(self._capacity - self._held, room_bytes)
 
     def has_room(self, size: int) -> bool:
         """Whether a row of ``size`` bytes may be added."""
-        return self._held < self._capacity and self._held_bytes + size <= self._capacity_bytes
+        return self._held < self._capacity and self.held_bytes + size <= self._capacity_bytes
 
     def settled(self, position: int) -> bool:
         """Whether every row before ``position`` is stored, a dead letter or dropped."""
@@ -100,10 +104,6 @@ class Books:
     def _held(self) -> int:
         fresh = self._fresh
         return fresh.position - fresh.skipped - self.stored - self.dead - self.dropped
-
-    @property
-    def _held_bytes(self) -> int:
-        return self._fresh.added_bytes - self._settled_bytes
 
     # Rows come in
 
@@ -155,7 +155,7 @@ class Books:
         None if they are too few for that.
         """
         rows = self._held + 1 - self._capacity
-        surplus = self._held_bytes + size - self._capacity_bytes
+        surplus = self.held_bytes + size - self._capacity_bytes
         letters, kept = oldest_rows(self._doubtful, rows, surplus)
         count = len(letters)
         freed = sum(row_bytes(letter.row) for letter in letters)

@@ -102,7 +102,7 @@ class ShippingQueue(DeliveryQueue):
 
     def _room(self) -> int:
         """Return how many rows may be read now: few enough for memory, and for them to be fresh."""
-        if not self.is_reading or self._held_bytes >= self._capacity_bytes:
+        if not self.is_reading or self.held_bytes >= self._capacity_bytes:
             return 0
         return min(READ_ROWS, self._capacity - self._held)
 

@@ -410,3 +410,40 @@ def test_a_dictconfig_in_an_outage_loses_nothing_either(scripted: ScriptedBigQue
         handler = logger.handlers[0]
         logger.removeHandler(handler)
         handler.close()
+
+
+def test_a_dictconfig_where_no_thread_can_be_started_raises_nothing(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At exit, and where there are too many."""
+    logger = logging.getLogger("app.config")
+    configure()
+    logger.info("x", extra={"event_type": "test", "payload": {"number": 1}})
+    scripted.wait_for_rows(1)  # nothing needs a thread any more
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as no_threads:
+        no_threads.setattr(threading.Thread, "start", start)
+        configure()
+    handler = logger.handlers[0]
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def test_a_clock_that_a_test_freezes_strands_nothing(
+    scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """freezegun replaces time.monotonic for the whole process."""
+    with running_writer(client) as writer:
+        with monkeypatch.context() as frozen:
+            frozen.setattr(time, "monotonic", lambda: 2.7e9)
+            writer.submit(make_event(0))
+            scripted.wait_for_rows(1, 20)
+            scripted.always(status(503))
+            writer.submit(make_event(1))
+            assert not writer.flush(0.1)
+            scripted.healthy()
+        scripted.wait_for_rows(2, 20)
+    assert numbers_in(scripted) == [0, 1]
