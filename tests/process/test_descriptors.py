@@ -57,3 +57,14 @@ def test_a_file_never_takes_the_place_of_standard_error_that_is_closed(tmp_path:
         return ours > 2 and shipped > 2 and not is_open(2) and not os.get_inheritable(ours)
 
     assert fork_and_wait(is_kept_free) == 0
+
+
+def test_a_copy_takes_the_place_of_a_descriptor_that_is_too_low(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = os.open(tmp_path / "a", os.O_CREAT | os.O_RDWR)
+    monkeypatch.setattr(descriptors, "_STANDARD_ERROR", descriptor)
+    copy = descriptors.above_standard(descriptor)
+    assert copy > descriptor
+    assert (is_open(copy), is_open(descriptor)) == (True, False)
+    os.close(copy)

@@ -78,6 +78,15 @@ def test_what_a_destructor_logs_when_python_has_ended_hangs_nothing_and_is_said(
     assert numbers_in(scripted) == list(range(30))
 
 
+def test_a_writer_that_is_made_when_others_are_finished_delivers_in_the_call(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_exit, "_is_ending", True)
+    with running_writer(flush_interval=60) as writer:
+        submit_events(writer, range(2))
+        assert numbers_in(scripted) == [0, 1]
+
+
 @pytest.mark.parametrize("with_spool", [False, True])
 def test_what_is_logged_when_python_has_ended_goes_to_disk_or_is_counted_as_lost(
     scripted: ScriptedBigQuery,
