@@ -12,9 +12,14 @@ from collections import deque
 
 logger = logging.getLogger("lorc_eventlog")
 
-_DELIVERY = ("google.", "requests.", "urllib3.")
-NAMES_OF_DELIVERY = (*_DELIVERY, logger.name)
-"""How the name of each logger begins for which :func:`is_about_delivery` may be true."""
+_DELIVERY = (
+    "chardet.",  # requests guesses by one of the two in what encoding an error page is
+    "charset_normalizer",
+    "google.",
+    "lorc_eventlog.",  # loguru names the module
+    "requests.",
+    "urllib3.",
+)
 
 
 def is_about_delivery(record: logging.LogRecord) -> bool:
@@ -73,6 +78,9 @@ def say(level: int, message: str, *arguments: object) -> None:
     """Log a message, as ``Logger.log`` takes it. A handler or filter that raises is reported."""
     try:
         shown = [each if type(each) is int else escaped(str(each)) for each in arguments]
+        # Hazard: dictConfig disables the loggers that exist, unless it is told not to, and this one
+        # exists as soon as it has found the class of a handler. Lost events would go unmentioned.
+        logger.disabled = False
         logger.log(level, message, *shown)
     except Exception as error:  # noqa: BLE001  a user's filter must end no sender and no log call
         say_on_stderr(f"logging raised {type(error).__name__} for: {message % (*arguments,)}")

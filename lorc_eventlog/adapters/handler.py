@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -11,7 +12,7 @@ from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others, place_of
 from lorc_eventlog.adapters.redaction import HIDDEN, revealed
 from lorc_eventlog.delivery.options import check
-from lorc_eventlog.diagnostics import NAMES_OF_DELIVERY, is_about_delivery, loss, say_on_stderr
+from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
 from lorc_eventlog.lifecycle.signals import background_thread
 
@@ -115,7 +116,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
                     return
                 fields, known = found
                 event_type = fields["event_type"]
-            if (record.name or "").startswith(NAMES_OF_DELIVERY) and is_about_delivery(record):
+            if is_about_delivery(record):
                 return
             payload = fields.get("payload")
             if payload is None:
@@ -163,7 +164,10 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         While ``dictConfig`` replaces the handler it does not wait; the rest is sent meanwhile.
         """
         if _holds_loggings_lock():
-            background_thread(functools.partial(Adapter.close, self)).start()
+            # No thread can be started at exit, or if there are too many. What is left is sent then
+            # for as long as the process lives, as after a close that did not wait long enough.
+            with contextlib.suppress(RuntimeError):
+                background_thread(functools.partial(Adapter.close, self)).start()
         else:
             Adapter.close(self)
         logging.Handler.close(self)

@@ -16,11 +16,12 @@ import io
 import math
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -57,7 +58,7 @@ def run_within(seconds: float, action: Callable[[], _T]) -> _T:
     """Call ``action``, all of whose requests on this thread end within ``seconds``."""
     before = _clock.deadline
     try:
-        _clock.deadline = time.monotonic() + seconds
+        _clock.deadline = clock.monotonic() + seconds
         return action()
     finally:
         _clock.deadline = before
@@ -67,7 +68,7 @@ def _seconds_left() -> float | None:
     deadline = _clock.deadline
     if deadline is None:
         return None
-    left = deadline - time.monotonic()
+    left = deadline - clock.monotonic()
     if left <= 0:
         msg = "timed out: the time for the whole request is over"
         raise TimeoutError(msg)

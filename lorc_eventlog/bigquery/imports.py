@@ -70,7 +70,8 @@ def prepare() -> None:
     Google's client imports pandas where it is installed, and pandas this module. It registers with
     ``threading``, which fails once the interpreter shuts down.
     """
-    import concurrent.futures.thread  # noqa: F401
+    with _late_registrations():  # an exit function may make a writer
+        import concurrent.futures.thread  # noqa: F401
 
     # uWSGI ends a worker by exit() in C. What was loaded after the handler was made is torn down
     # before it flushes, OpenSSL and pyarrow included.

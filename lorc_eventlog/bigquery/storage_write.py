@@ -8,7 +8,6 @@ lost, which an ``insertId`` would.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from lorc_eventlog.bigquery.storage_failures import (
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.transport import Answer, Failure, Limits, Refusal, RefusedRow
 from lorc_eventlog.events.row import ROW_BYTES
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.events.row import Row
@@ -107,7 +107,7 @@ class StorageWriteTransport:
 
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Append ``rows``; rows that BigQuery names as bad are left out and the others stored."""
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         left = list(range(len(rows)))
         refused: list[RefusedRow] = []
         while left:
@@ -132,10 +132,10 @@ class StorageWriteTransport:
         except Exception as error:  # noqa: BLE001  one contract, whatever the libraries raise
             return failure_of_call(error, timeout=timeout)
         try:
-            answer = connection.append(rows, timeout=max(0.0, deadline - time.monotonic()))
+            answer = connection.append(rows, timeout=max(0.0, deadline - clock.monotonic()))
         except Exception as error:  # noqa: BLE001  as above
             connection.close()
-            if is_idle_close(error) and time.monotonic() < deadline:
+            if is_idle_close(error) and clock.monotonic() < deadline:
                 return self._append(rows, deadline, timeout)
             return failure_of_append(error, timeout=timeout)
         except BaseException:

@@ -37,6 +37,7 @@ from lorc_eventlog.cli.query import (
 from lorc_eventlog.cli.waiting import emulator_host
 from lorc_eventlog.delivery.sinks import SINK_VARIABLE, sink_name
 from lorc_eventlog.events.row import row_at
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from google.api_core.exceptions import GoogleAPICallError
@@ -296,10 +297,10 @@ def check_by_writing(client: Client, table: Table | None) -> Iterator[Finding]:
     # S608: the name is checked, the values are parameters.
     sql = f"SELECT 1 FROM `{events_reference(client)}` WHERE {where}event_id = @event_id"  # noqa: S608
     parameters.append(ScalarQueryParameter("event_id", "STRING", event_id))
-    started = time.monotonic()
+    started = clock.monotonic()
     try:
         while not run_query(client, sql, parameters):
-            if time.monotonic() - started > FIND_PATIENCE:
+            if clock.monotonic() - started > FIND_PATIENCE:
                 yield Finding("found", BAD, "no query finds it", "query for it in some minutes")
                 return
             time.sleep(0.2)
@@ -309,4 +310,4 @@ def check_by_writing(client: Client, table: Table | None) -> Iterator[Finding]:
     except client_errors() as error:
         yield Finding("found", BAD, *what_failed(error))
     else:
-        yield Finding("found", GOOD, f"a query finds it {time.monotonic() - started:.1f} s later")
+        yield Finding("found", GOOD, f"a query finds it {clock.monotonic() - started:.1f} s later")

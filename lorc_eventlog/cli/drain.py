@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lorc_eventlog.bigquery.insert_all import InsertAllTransport
 from lorc_eventlog.delivery.dispatchers import Dispatchers
 from lorc_eventlog.delivery.options import WriterOptions
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -53,14 +54,14 @@ class _Patience:
     def __init__(self, show: Callable[[int], object]) -> None:
         self._show = show
         self._settled = 0
-        self._moved_at = time.monotonic()
+        self._moved_at = clock.monotonic()
 
     def is_over(self, settled: int) -> bool:
         """Note that so many events are settled by now."""
         if settled > self._settled:
-            self._settled, self._moved_at = settled, time.monotonic()
+            self._settled, self._moved_at = settled, clock.monotonic()
         self._show(settled)
-        return time.monotonic() - self._moved_at > PATIENCE
+        return clock.monotonic() - self._moved_at > PATIENCE
 
 
 def drain(client: Client | None, directory: Path, show: Callable[[int], object]) -> Drained:
@@ -96,7 +97,7 @@ def drain(client: Client | None, directory: Path, show: Callable[[int], object])
     dispatcher = dispatchers.current
     patience = _Patience(show)
     gave_up = None
-    while not dispatcher.drain(time.monotonic() + LOOK_INTERVAL):
+    while not dispatcher.drain(clock.monotonic() + LOOK_INTERVAL):
         stats = dispatcher.stats()
         if patience.is_over(stats.delivered + stats.rejected):
             gave_up = stats.last_error or NO_ANSWER

@@ -27,6 +27,7 @@ from lorc_eventlog.delivery.report import Report
 from lorc_eventlog.delivery.senders import REQUEST_TIMEOUT
 from lorc_eventlog.delivery.settlement import Settlement
 from lorc_eventlog.diagnostics import Notes
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class _Delivery:
         settlement = Settlement(lock, self._queue, self._report, self._refuse, int)
         self._courier = Courier(lock, self._queue, self.transport, settlement, self._report)
         for row in rows:
-            self._queue.add(row, time.monotonic())
+            self._queue.add(row, clock.monotonic())
 
     @property
     def failure(self) -> str:
@@ -227,9 +228,9 @@ class _Delivery:
 
     def run(self) -> None:
         """Send until all is settled, or it is time to give up."""
-        held, give_up_at = self._queue.held, time.monotonic() + PATIENCE
+        held, give_up_at = self._queue.held, clock.monotonic() + PATIENCE
         while self._queue.held and self.transport.what_to_do is None:
-            now = time.monotonic()
+            now = clock.monotonic()
             if self._queue.held < held:
                 held, give_up_at = self._queue.held, now + PATIENCE
             if self._queue.holds_only_doubtful:  # nothing else is sent that could clear them

@@ -17,6 +17,7 @@ from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc, transport_options
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.shipping.service import Progress, Settings, Shipper
@@ -137,7 +138,7 @@ class _Shipping:
 
     def follow(self, signals: _Signals, *, until_empty: bool) -> None:
         """Ship until a signal comes or, if it is so, the directory is empty."""
-        say_at = time.monotonic() + STATUS_SECONDS
+        say_at = clock.monotonic() + STATUS_SECONDS
         while not signals.came:
             if self._shipper.is_lost:
                 self._replace(signals)
@@ -145,7 +146,7 @@ class _Shipping:
             progress = self.progress()
             if until_empty and progress.is_empty:
                 return
-            if time.monotonic() >= say_at:
+            if clock.monotonic() >= say_at:
                 say_at += STATUS_SECONDS
                 logger.info("%s", status_of(progress))
             time.sleep(TICK)
@@ -168,8 +169,8 @@ class _Shipping:
                     trouble = error.message
                 else:
                     return
-                if time.monotonic() - said_at >= STATUS_SECONDS:
-                    said_at = time.monotonic()
+                if clock.monotonic() - said_at >= STATUS_SECONDS:
+                    said_at = clock.monotonic()
                     logger.error("it cannot be shipped yet, which is tried again: %s", trouble)
             time.sleep(TICK)
 

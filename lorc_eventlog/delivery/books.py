@@ -71,9 +71,13 @@ class Books:
 
         Until then they make no batch full, and the bounds hold.
         """
-        room = self._capacity - self._held
+        return max(0, min(self._fresh.rows_until_full - 1, self.small_rows_room))
+
+    @property
+    def small_rows_room(self) -> int:
+        """For how many rows of at most ``SMALL_ROW`` bytes there is room."""
         room_bytes = (self._capacity_bytes - self.held_bytes) // SMALL_ROW
-        return max(0, min(self._fresh.rows_until_full - 1, room, room_bytes))
+        return min(self._capacity - self._held, room_bytes)
 
     def has_room(self, size: int) -> bool:
         """Whether a row of ``size`` bytes may be added."""

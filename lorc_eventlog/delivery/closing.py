@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.report import Left
-from lorc_eventlog.diagnostics import logger, say_on_stderr
+from lorc_eventlog.diagnostics import say, say_on_stderr
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.lifecycle import exit as process_exit
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class Closing:
         report: Report,
     ) -> None:
         self.close_timeout = close_timeout
-        self.exit_deadline: float | None = None
-        """When the process ends, in monotonic seconds; None as long as it does not."""
+        self._patience: float | None = None
+        """Seconds that are left for waiting once the process ends; None as long as it does not."""
         self._inbox = inbox
         self._queue = queue
         self._senders = senders
@@ -56,10 +57,25 @@ class Closing:
         self._report = report
         process_exit.register(self)
 
+    @property
+    def exit_deadline(self) -> float | None:
+        """Until when to wait if the process ends, in monotonic seconds; None if it does not.
+
+        Only waiting counts. What the application does meanwhile may take as long as it likes, and
+        what it logs then still has its time.
+        """
+        patience = self._patience
+        return None if patience is None else clock.monotonic() + patience
+
+    def waited_since(self, started: float) -> None:
+        """Count the time since ``started`` as waiting."""
+        if self._patience is not None:
+            self._patience = max(0.0, self._patience - (clock.monotonic() - started))
+
     def close(self) -> None:
         """Flush for at most ``close_timeout`` seconds; then the senders end."""
-        if self.exit_deadline is None:  # else it is done
-            self._close(time.monotonic() + self.close_timeout)
+        if self._patience is None:  # else it is done
+            self._close(clock.monotonic() + self.close_timeout)
 
     def hasten(self, now: float) -> None:
         """Send everything at once: the process ends."""
@@ -68,24 +84,32 @@ class Closing:
     def finish(self, deadline: float) -> None:
         """Deliver by ``deadline``, or say what is lost: the process ends."""
         if self._senders.run(self._begin_to_end, deadline):
-            self._close(deadline)
+            self._close_at_exit(deadline)
 
     def finish_late(self) -> None:
         """Deliver what is logged after :meth:`finish`: nothing later would."""
-        if self.exit_deadline is not None:
-            self._close(self.exit_deadline)
+        deadline = self.exit_deadline
+        if deadline is not None:
+            self._close_at_exit(deadline)
 
     def _hasten(self, now: float) -> None:
         self._flusher.request()
         self._queue.retry_now(now)
 
     def _begin_to_end(self, deadline: float) -> bool:
-        if self.exit_deadline is not None:
+        if self._patience is not None:
             return False  # multiprocessing's exit came first
-        self.exit_deadline = deadline
+        self._patience = max(0.0, deadline - clock.monotonic())
         self._inbox.is_shut = True
         self._senders.open_inbox()
         return True
+
+    def _close_at_exit(self, deadline: float) -> None:
+        started = clock.monotonic()
+        try:
+            self._close(deadline)
+        finally:
+            self.waited_since(started)
 
     def _close(self, deadline: float) -> None:
         patience = min(SECOND_TRY_AFTER, self.close_timeout / 2)
@@ -101,7 +125,7 @@ class Closing:
             self._say_what_is_left(f"BigQuery did not accept them within {self.close_timeout:g} s")
             return
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - clock.monotonic()))
 
     def _end(self) -> set[threading.Thread]:
         self._senders.is_closed = True
@@ -114,8 +138,8 @@ class Closing:
         left = self._senders.run(self._left)
         if not left.events:  # the last of them was delivered just now
             return
-        if self.exit_deadline is None:
-            logger.error("%s", self._report.left_by_close(left, why))
+        if self._patience is None:
+            say(logging.ERROR, "%s", self._report.left_by_close(left, why))
         else:
             say_on_stderr(self._report.left_at_exit(left, why))
 

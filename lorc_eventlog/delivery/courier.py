@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.schedule import HUNG_AFTER
 from lorc_eventlog.events.row import finish_all
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Transport
@@ -126,7 +126,7 @@ class Courier:
                 self._settlement.interrupt(batch, error)
 
     def _send(self, batch: Batch, timeout: float) -> None:
-        started = time.monotonic()
+        started = clock.monotonic()
         finish_all(batch.rows)
         outcome = self._transport.send(batch.rows, timeout=timeout)
         self._settlement.apply(batch, outcome, started)
@@ -155,7 +155,7 @@ class Courier:
         return True
 
     def _await_turn(self, deadline: float | None) -> bool:
-        while self._sayer is not None and (deadline is None or time.monotonic() < deadline):
+        while self._sayer is not None and (deadline is None or clock.monotonic() < deadline):
             self._said.wait(LONGEST_WAIT)
         return self._begin_to_say()
 

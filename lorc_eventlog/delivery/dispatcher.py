@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import time
+import sys
 import weakref
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,9 @@ from lorc_eventlog.delivery.flusher import LONGEST_WAIT, Flusher
 from lorc_eventlog.delivery.inbox import Inbox
 from lorc_eventlog.delivery.senders import MAX_SENDERS, Senders
 from lorc_eventlog.delivery.settlement import Settlement
+from lorc_eventlog.diagnostics import say_on_stderr
 from lorc_eventlog.events.row import Row, row_bytes
-from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle import clock, fork
 from lorc_eventlog.lifecycle.locks import Lock
 
 if TYPE_CHECKING:
@@ -36,17 +36,17 @@ class _Kept:
 
     def __init__(self) -> None:
         self.dispatchers: set[Dispatcher] = set()
-        self._pid = os.getpid()
+        self._generation = fork.generation()
         fork.register_first(self)
 
     def restart_in_child(self) -> None:
         fresh: set[Dispatcher] = set()
-        pid = os.getpid()
+        generation = fork.generation()
         # Hazard: a signal handler that logs in the middle of this calls it once more, and the
         # dispatcher that it used must be kept. So make no call between check and assignments.
-        if self._pid != pid:
+        if self._generation != generation:
             self.dispatchers = fresh
-            self._pid = pid
+            self._generation = generation
 
 
 _kept = _Kept()
@@ -138,6 +138,9 @@ class Dispatcher:
                 self.inbox.rows.append(row)
             self._senders.is_to_look = True
             return
+        if sys.is_finalizing():
+            self._submit_too_late(row)
+            return
         self._senders.run(self._submit, row)
         self.closing.finish_late()
 
@@ -153,13 +156,13 @@ class Dispatcher:
         # Signal safety: call a sender before adding the row. If a signal handler raises in
         # between, the result is a spurious call, not an unnoticed row.
         self._senders.call_lookout()
-        while not self._queue.accept(row, time.monotonic()):
+        while not self._queue.accept(row, clock.monotonic()):
             if not self._queue.may_hold(row):  # else the call would wait until all is delivered
                 self._settlement.drop()
                 break
             if self._blocks and self._queue.holds_only_doubtful:
                 # Hazard: the call would wait for ever, because only a new row can decide.
-                self._queue.add(row, time.monotonic())
+                self._queue.add(row, clock.monotonic())
                 break
             if not (self._wait_for_room() if self._blocks else self._drop_doubtful(row)):
                 self._settlement.drop()
@@ -167,15 +170,27 @@ class Dispatcher:
         self._senders.share_work()
         self._senders.open_inbox()
 
+    def _submit_too_late(self, row: Row) -> None:
+        # Hazard: a destructor may log when Python has all but ended. No other thread runs any more,
+        # none can be started, and nothing can be imported. Whatever a thread was in the middle of
+        # stays half done, so that only what a nested call may do is done here.
+        if not self._queue.accept_nested(row):
+            self._settlement.drop()
+            say_on_stderr(
+                "lost 1 event: Python had ended when it was logged (set spool_dir to keep it)"
+            )
+
     def _wait_for_room(self) -> bool:
+        now = clock.monotonic()
         ends = self.closing.exit_deadline
-        is_over = ends is not None and time.monotonic() > ends
+        is_over = ends is not None and now >= ends
         # In a dead-letter callback, nobody else would make room.
         if is_over or self._courier.is_at_work_here or not self._queue.held:
             return False
         if not self._senders.ensure():
             return False
         self._progress.wait(LONGEST_WAIT)
+        self.closing.waited_since(now)
         return True
 
     def _drop_doubtful(self, row: Row) -> bool:
@@ -188,9 +203,14 @@ class Dispatcher:
     def flush(self, deadline: float | None) -> bool:
         """Send what is buffered and wait until it is settled; False if ``deadline`` came first."""
         ends = self.closing.exit_deadline
-        if ends is not None:  # logging flushes and closes once more at the end
-            deadline = min(ends, deadline or ends)
-        return self._flusher.flush(deadline)
+        if ends is None:
+            return self._flusher.flush(deadline)
+        # Logging flushes and closes once more at the end.
+        started = clock.monotonic()
+        try:
+            return self._flusher.flush(min(ends, deadline or ends))
+        finally:
+            self.closing.waited_since(started)
 
     def drain(self, deadline: float | None) -> bool:
         """Deliver all that is in the spool directory; False if ``deadline`` came first."""

@@ -66,8 +66,8 @@ class Dispatchers:
         self._make_transport = make_transport
         self._transport: ConnectingTransport | None = None
         self._table = ""
-        self._pid = os.getpid()
         fork.register(self)
+        self._generation = fork.generation()
 
     def begin(self) -> None:
         """Make the first dispatcher.
@@ -90,18 +90,18 @@ class Dispatchers:
 
     def restart_in_child(self) -> None:
         """Leave what is buffered, and the connections, to the parent."""
-        lock, pid = Lock(), os.getpid()
+        lock, generation = Lock(), fork.generation()
         if self._transport is None:
             self._lock = lock
             return
         fresh = self._make(self._transport)
         # Hazard: a signal handler that logs in the middle of this calls it once more, and what it
         # logged must stay. So make no call between this check and the end of the assignments.
-        if self._pid != pid:
+        if self._generation != generation:
             self._lock = lock
             self.current = fresh
             self._retired = ()
-            self._pid = pid
+            self._generation = generation
         self._transport.restart_in_child()
 
     def _begin(self) -> None:
@@ -162,7 +162,7 @@ def _make_queue(
     from lorc_eventlog.delivery.spooled_queue import SpooledQueue
     from lorc_eventlog.spool.spool import Spool
 
-    directory = os.path.abspath(options.spool_dir)  # noqa: PTH100
+    directory = os.fspath(options.spool_dir)
     full = f"the spool is full (spool_max_bytes {options.spool_max_bytes:,}; {said})"
     spool = Spool(
         Path(directory),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.delivery.senders import REQUEST_TIMEOUT
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.courier import Courier, Task
@@ -85,7 +85,7 @@ class Flusher:
         self, position: int, deadline: float | None, second_try_after: float | None
     ) -> bool | Task:
         while not self._queue.settled(position):
-            now = time.monotonic()
+            now = clock.monotonic()
             seconds = LONGEST_WAIT if deadline is None else deadline - now
             if seconds <= 0:
                 return False
@@ -103,7 +103,7 @@ class Flusher:
     def _await_disk(self, deadline: float | None) -> bool:
         queue = self._queue
         while queue.held or not queue.is_drained:
-            seconds = LONGEST_WAIT if deadline is None else deadline - time.monotonic()
+            seconds = LONGEST_WAIT if deadline is None else deadline - clock.monotonic()
             if seconds <= 0 or not self._senders.ensure():
                 return False
             self.request()
@@ -135,7 +135,7 @@ class Flusher:
         self._courier.put_down()
         while not self._queue.settled(position):
             self._inbox.collect()
-            now = time.monotonic()
+            now = clock.monotonic()
             seconds = REQUEST_TIMEOUT if deadline is None else deadline - now
             if seconds <= 0:
                 break

@@ -80,24 +80,30 @@ class FreshRows:
         return portion.since + self._flush_interval
 
     def absorb(self, inbox: list[Row], since: float) -> None:
-        """Move all rows of ``inbox`` in; they came at ``since`` or later."""
+        """Move all rows of ``inbox`` in; they came at ``since`` or later.
+
+        What others append to it meanwhile stays there.
+        """
+        left = len(inbox)
         portions = self._portions
         portion = portions[-1] if portions else None
         if portion is not None and portion.position + len(portion.rows) < self.position:
             portion = None  # some were skipped
-        while inbox:
+        while left:
             if portion is None or len(portion.rows) >= self._batch_rows:
                 portion = _Portion(self.position, since)
                 new: tuple[_Portion, ...] = (portion,)
             else:
                 new = ()
             rows = portion.rows
-            came, size = self._first(inbox, self._batch_rows - len(rows), portion.size)
+            most = min(left, self._batch_rows - len(rows))
+            came, size = self._first(inbox, most, portion.size)
             if not came:
                 portion = None
                 continue
             count = len(came)
             moved = slice(count)
+            left -= count
             # Not by calls, such as extend: a portion without a row would be sent.
             rows += came
             portion.size += size

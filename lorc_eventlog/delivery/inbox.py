@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
+
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.delivery.queue import DeliveryQueue
@@ -27,12 +28,15 @@ class Inbox:
         self.is_shut = False
         """Whether every log call takes the lock from now on, because the process ends."""
         self._queue = queue
-        self._looked_at = time.monotonic()
+        self._looked_at = clock.monotonic()
 
     def collect(self) -> None:
         """Move the rows into the queue."""
-        since, self._looked_at = self._looked_at, time.monotonic()
+        since, self._looked_at = self._looked_at, clock.monotonic()
         if self.rows:
+            # Hazard: while rows move on, others may come in their place, up to the limit again.
+            if len(self.rows) + self.limit > self._queue.small_rows_room:
+                self.limit = 0
             self._queue.absorb(self.rows, since)
 
     def open(self, *, is_watched: bool) -> None:

@@ -96,6 +96,10 @@ class WriterOptions:
             "a callable (in a dictConfig: ext://package.function)",
         )
         check_path("spool_dir", self.spool_dir)
+        if self.spool_dir is not None:
+            # Hazard: the child of a fork opens the directory anew. The process may have gone to
+            # another directory before the fork, as a daemon does, or lost the one that it was in.
+            object.__setattr__(self, "spool_dir", os.path.abspath(self.spool_dir))  # noqa: PTH100
         check_whole("spool_max_bytes", self.spool_max_bytes)
         check(
             self.spool_sync in ("normal", "full"),

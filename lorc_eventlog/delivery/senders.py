@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
+from lorc_eventlog.lifecycle import clock, sigterm
 from lorc_eventlog.lifecycle import exit as process_exit
-from lorc_eventlog.lifecycle import sigterm
 from lorc_eventlog.lifecycle.signals import background_thread
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class Senders:
         self._lock = lock
         self._called = lock.condition()
         self._threads: set[threading.Thread] = set()
-        self._waiting = 0
-        self._watching = 0
+        self._waiting = self._watching = 0
 
     def run(self, action: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
         """Run ``action`` with the lock; then see to rows that came by nested calls.
@@ -154,7 +154,8 @@ class Senders:
         self._begins()
         process_exit.watch_pools()
         sigterm.request.make_again()
-        thread = background_thread(self._work, f"lorc_eventlog-sender-{len(self._threads) + 1}")
+        if (thread := _make_thread(self._work, len(self._threads) + 1)) is None:
+            return False
         self._threads.add(thread)
         try:
             thread.start()
@@ -190,10 +191,10 @@ class Senders:
     def _next_task(self) -> Task | None:
         self._threads.add(threading.current_thread())  # its start may have been interrupted
         self._courier.put_down()
-        idle_since = time.monotonic()
+        idle_since = clock.monotonic()
         while True:
             self._inbox.collect()
-            now = time.monotonic()
+            now = clock.monotonic()
             task, wait = self._courier.choose(now, REQUEST_TIMEOUT)
             if task is not None:
                 self.share_work()
@@ -233,3 +234,14 @@ class Senders:
         finally:
             self._waiting -= 1
             self._watching -= by_the_clock
+
+
+def _make_thread(work: Callable[[], object], number: int) -> threading.Thread | None:
+    """Make a thread, if it could be started."""
+    # Hazard: a destructor may flush when Python has all but ended. Before Python 3.12, the start of
+    # a thread then waits for ever.
+    if not sys.is_finalizing():
+        # A subinterpreter may allow no daemon threads.
+        with contextlib.suppress(RuntimeError):
+            return background_thread(work, f"lorc_eventlog-sender-{number}")
+    return None

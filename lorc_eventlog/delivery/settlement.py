@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence, Sized
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from lorc_eventlog.delivery.batch import Batch, DeadLetter, Verdict
 from lorc_eventlog.delivery.report import Cause, Report
 from lorc_eventlog.delivery.stats import WriterStats
 from lorc_eventlog.events.envelope import to_envelope
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.lifecycle.signals import with_signals
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class Settlement:
     def drop(self) -> None:
         """Count a row that found no room. Under the lock."""
         self._dropped += 1
-        self._report.dropped(1, time.monotonic())
+        self._report.dropped(1, clock.monotonic())
 
     def drop_doubtful(self, letters: Sequence[DeadLetter]) -> None:
         """Report rows in doubt that the queue dropped, and counted. Under the lock."""
         if letters:
             self._report.refused(letters[-1].reason, [letters[-1].row])
-            self._report.dropped(len(letters), time.monotonic())
+            self._report.dropped(len(letters), clock.monotonic())
 
     def stats(self, unnoticed: Sized) -> tuple[WriterStats, Cause | str | None]:
         """Return the counters, all taken at one moment, and the last error. Under the lock.
@@ -97,7 +97,7 @@ class Settlement:
 
         The batch stays as it is if its outcome was applied before.
         """
-        now = time.monotonic()
+        now = clock.monotonic()
         if self._queue.give_back(batch, now):
             self._retries += 1
             self._report.interrupted(error, waiting=self._queue.held, now=now)
@@ -105,14 +105,14 @@ class Settlement:
 
     def end_chore(self, result: object) -> None:
         """Apply the result of a chore of the queue; None if it was interrupted. Under the lock."""
-        lost = self._queue.chore_done(result, time.monotonic())
+        lost = self._queue.chore_done(result, clock.monotonic())
         if lost:
             self._dropped += lost
             self._report.damaged(lost)
         self._changed()
 
     def _decide(self, batch: Batch, outcome: Answer | Failure | Refusal, started: float) -> Verdict:
-        now = time.monotonic()
+        now = clock.monotonic()
         queue = self._queue
         if not queue.is_undecided(batch):  # a second copy of the request was quicker
             return Verdict()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections import deque
 from dataclasses import replace
@@ -20,7 +19,7 @@ from lorc_eventlog.delivery.report import DROP_INTERVAL, count_of
 from lorc_eventlog.delivery.stats import NO_EVENTS, WriterStats
 from lorc_eventlog.diagnostics import Notes, Throttle
 from lorc_eventlog.events.row import Row, finish
-from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle import clock, fork
 from lorc_eventlog.lifecycle.locks import Lock
 from lorc_eventlog.spool.directory import Access
 from lorc_eventlog.spool.format import encode_line
@@ -67,13 +66,13 @@ class SpoolOnly:
         """Whether the disk refused to hold something: the kernel may have forgotten it since, and
         say of the next attempt to force it that all is well."""
         self._refusals = Throttle(DROP_INTERVAL)
-        self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
+        self._look_for_shipper_at = clock.monotonic() + LOOK_FOR_SHIPPER_SECONDS
 
     def submit(self, row: Row) -> None:
         """Append ``row``; what the disk refuses is dropped, or waited for."""
         line = encode_line(finish(row))
         while True:
-            now = time.monotonic()
+            now = clock.monotonic()
             error = self._lock.run(self._append, line, now)
             if error is None:
                 break
@@ -99,7 +98,7 @@ class SpoolOnly:
     def _not_forced(self, error: OSError) -> None:
         self._is_forgotten = True
         self._last_error = error.strerror or type(error).__name__
-        if self._refusals.lets_through(time.monotonic()):
+        if self._refusals.lets_through(clock.monotonic()):
             self._notes.note(
                 logging.ERROR,
                 "spool %s cannot be forced to the disk: %s",
@@ -110,7 +109,7 @@ class SpoolOnly:
         self._dropped += 1
         self._dropped_unsaid += 1
         self._last_error = error.strerror or type(error).__name__
-        if self._drops.lets_through(time.monotonic()):
+        if self._drops.lets_through(clock.monotonic()):
             count, self._dropped_unsaid = self._dropped_unsaid, 0
             self._notes.note(
                 logging.WARNING,
@@ -120,7 +119,7 @@ class SpoolOnly:
 
     def _look_for_shipper(self) -> None:
         """Warn if nobody delivers what is written here."""
-        self._look_for_shipper_at = time.monotonic() + LOOK_FOR_SHIPPER_SECONDS
+        self._look_for_shipper_at = clock.monotonic() + LOOK_FOR_SHIPPER_SECONDS
         if self._lock.run(self._appender.is_shipped):
             return
         self._notes.note(
@@ -142,7 +141,7 @@ class SpoolOnly:
     def _force(self) -> None:
         try:
             self._appender.force()
-            self._appender.close_if_idle(time.monotonic())
+            self._appender.close_if_idle(clock.monotonic())
         except OSError as error:
             self._not_forced(error)
 
@@ -222,7 +221,7 @@ class SpoolOnlyDelivery:
     def _make(self, table: str) -> SpoolOnly:
         options, notes = self._options, Notes()
         appender = SegmentAppender(
-            Path(os.path.abspath(options.spool_dir or "")),  # noqa: PTH100
+            Path(options.spool_dir or ""),
             access=Access.GROUP if options.spool_mode == "group" else Access.OWNER,
             table=table,
             max_bytes=options.spool_max_bytes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -182,7 +181,7 @@ class ForegroundWriter(Waits):
         """Count from zero, and leave the parent's connections to the parent."""
         fresh = _Counters()
         # Signal safety: a log call in the middle of this calls it once more. Its count must stay.
-        if self._counters.pid != fresh.pid:
+        if self._counters.generation != fresh.generation:
             self._counters = fresh
         if self._client is not None:
             from lorc_eventlog.bigquery.connections import renew_connections
@@ -194,7 +193,7 @@ class _Counters:
     """What became of the events of one process."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
+        self.generation = fork.generation()
         self._lock = Lock()
         self._delivered = 0
         self._rejected = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from lorc_eventlog.lifecycle.signals import background_thread
@@ -43,10 +44,10 @@ class Waits:
         flushed.set_running_or_notify_cancel()
         # Not the loop's own executor: its threads may all be busy, and asyncio.run() does not end
         # before they do, so an outage would hang a coroutine that was cancelled.
-        thread = background_thread(lambda: self._settle(flushed, timeout), "lorc_eventlog-flush")
         try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or out of threads
+            settle = partial(self._settle, flushed, timeout)
+            background_thread(settle, "lorc_eventlog-flush").start()
+        except RuntimeError:  # the interpreter is shutting down, or out of (daemon) threads
             return self.flush(timeout)
         return await asyncio.wrap_future(flushed)
 

@@ -18,8 +18,8 @@ from lorc_eventlog.delivery.waiting import Waits
 from lorc_eventlog.events import capture
 from lorc_eventlog.events.envelope import Envelope, to_row
 from lorc_eventlog.events.row import SMALL_ROW, Row, draft_at, row_bytes
+from lorc_eventlog.lifecycle import clock, fork, sigterm
 from lorc_eventlog.lifecycle import exit as process_exit  # noqa: F401  before the application's
-from lorc_eventlog.lifecycle import fork, sigterm
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -263,7 +263,7 @@ def _check_drains(options: WriterOptions, sink: Sink | None) -> None:
 
 
 def _deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + min(timeout, MAX_SECONDS)
+    return None if timeout is None else clock.monotonic() + min(timeout, MAX_SECONDS)
 
 
 def _import_now_what_is_needed_later() -> None:

@@ -7,6 +7,7 @@ keep what its parent, once dead, left from being adopted.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from lorc_eventlog.lifecycle import fork
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_STANDARD_ERROR = 2
 
 _no_fork_between = fork.ForkLock(fork_waits=5.0)
 _open: dict[int, os.stat_result] = {}
@@ -25,9 +28,23 @@ def open_here(path: Path, flags: int) -> int:
 
 
 def _open_here(path: Path, flags: int) -> int:
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = above_standard(os.open(path, flags, 0o600))
     _open[descriptor] = os.fstat(descriptor)
     return descriptor
+
+
+def above_standard(descriptor: int) -> int:
+    """Return ``descriptor``, or a copy in its place if it is one of standard input and output.
+
+    Hazard: a daemon may have closed these three. What a library in C writes to its standard error
+    would then go into our file.
+    """
+    if descriptor > _STANDARD_ERROR:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _STANDARD_ERROR + 1)
+    finally:
+        os.close(descriptor)
 
 
 def close(descriptor: int) -> None:

@@ -12,12 +12,11 @@ import contextlib
 import importlib
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle import clock, fork
 
 POOLS = ("multiprocessing.util", "billiard.util")
 
@@ -40,17 +39,26 @@ class Participant(Protocol):
 
 
 _participants: weakref.WeakSet[Participant] = weakref.WeakSet()
+_is_ending = False
 
 
 def register(participant: Participant) -> None:
-    """Finish ``participant`` before this process ends, if it still exists by then."""
+    """Finish ``participant`` before this process ends, if it still exists by then.
+
+    One that is made after all others were finished is finished at once: nobody would do it
+    later.
+    """
     _participants.add(participant)
+    if _is_ending:
+        participant.finish(clock.monotonic() + participant.close_timeout)
 
 
 def finish_all(**_: object) -> None:
     """Finish all: called by atexit, multiprocessing and, with arguments, Celery."""
+    global _is_ending  # noqa: PLW0603  one assignment, whole for every thread
     fork.restart_if_forked()  # a child that logged nothing holds what its parent delivers
-    started = time.monotonic()
+    _is_ending = True
+    started = clock.monotonic()
     ending = _living()
     for participant in ending:
         participant.hasten(started)
@@ -102,7 +110,8 @@ class _Registry:
 
     def restart_in_child(self) -> None:
         """Forget all."""
-        global _participants  # noqa: PLW0603  one assignment, whole for every thread
+        global _is_ending, _participants  # noqa: PLW0603  each assignment is whole for every thread
+        _is_ending = False
         _participants = weakref.WeakSet()
 
 

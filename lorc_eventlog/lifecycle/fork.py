@@ -80,6 +80,8 @@ page = make_page()
 """``page[0]`` is zero in a child that has not started anew. The hot path reads it itself."""
 
 page[0] = 1
+_home = os.getpid()
+"""The process that the package last started anew in."""
 
 
 def has_forked() -> bool:
@@ -98,6 +100,16 @@ _ORDERLY = frozenset(
 """Modules that fork and let the child end in order: our hooks run before it is gone."""
 
 _may_end_at_once = False
+_generation = 0
+
+
+def generation() -> int:
+    """Tell processes apart: another number than in the parent, once this one starts anew.
+
+    Not the number of the process, which a child in a PID namespace of its own may share with its
+    parent: in a container both are 1.
+    """
+    return _generation
 
 
 def may_end_at_once() -> bool:
@@ -154,7 +166,8 @@ class _Restart:
         if page[0]:
             return  # another thread did it
         if self._left is None:
-            global _may_end_at_once  # noqa: PLW0603  before the first part asks
+            global _generation, _may_end_at_once  # noqa: PLW0603  before the first part asks
+            _generation += 1
             _may_end_at_once = _is_forked_by_a_stranger()
             self._left = [*_first, *_participants]
         # Signal safety: a participant leaves the list when it has started anew. A signal handler
@@ -164,6 +177,8 @@ class _Restart:
             _restart(participant)
             if self._left and self._left[0] is participant:
                 del self._left[0]
+        global _home  # noqa: PLW0603  one assignment
+        _home = os.getpid()
         page[0] = 1
         _restarts.clear()
 
@@ -260,11 +275,19 @@ def _after_fork_in_parent() -> None:
         lock.after_fork_in_parent()
 
 
+def _after_fork_in_child() -> None:
+    if _home != os.getpid():
+        # Hazard: not every system that takes the advice wipes the page. QEMU before version 7.2,
+        # which runs images for another processor, ignores it.
+        page[0] = 0
+    restart_if_forked()
+
+
 # The writer's lock is not held over a fork: other hooks take locks of their own, such as logging's,
 # that a thread may have which waits for the writer.
 if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
     os.register_at_fork(
         before=_before_fork,
         after_in_parent=_after_fork_in_parent,
-        after_in_child=restart_if_forked,
+        after_in_child=_after_fork_in_child,
     )

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from sys import is_finalizing
 from typing import Any, TypeVar, TypeVarTuple
 
 _T = TypeVar("_T")
@@ -28,12 +29,15 @@ class Lock:
     inner ``run`` then neither takes nor releases anything: if an exception ended it before it took
     the lock, its release would give up what the outer one holds.
 
+    Once Python ends, the other threads have stopped for ever, one perhaps with the lock. Then an
+    action runs without it.
+
     Args:
         patience: Seconds that an action waits at most for the lock; then it runs without. None
             waits for as long as it takes.
     """
 
-    __slots__ = ("_acquire", "_release", "_type", "is_owned")
+    __slots__ = ("_acquire", "_release", "_try", "_type", "is_owned")
 
     def __init__(self, patience: float | None = None) -> None:
         rlock: Any = threading.RLock()
@@ -41,6 +45,7 @@ class Lock:
         self._acquire: Callable[..., object] = (
             rlock.acquire if patience is None else partial(rlock.acquire, timeout=patience)
         )
+        self._try: Callable[[], object] = partial(rlock.acquire, False)  # noqa: FBT003
         self._release: Callable[[], object] = rlock.release
         self.is_owned: Callable[[], bool] = rlock._is_owned
         """Whether this thread has the lock."""
@@ -55,7 +60,10 @@ class Lock:
         if self.is_owned():
             return action(*arguments)
         try:
-            self._acquire()
+            if is_finalizing():
+                self._try()
+            else:
+                self._acquire()
             return action(*arguments)
         finally:
             # Not contextlib.suppress: a signal handler could raise in a call before the release.

@@ -10,7 +10,6 @@ was.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from lorc_eventlog.bigquery.transport import (
     Refusal,
     RefusedRow,
 )
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.shipping.follower import runs_of
 from lorc_eventlog.shipping.ledger import Intent
 from lorc_eventlog.shipping.pending import Pending, checksum_of, most_in_runs
@@ -89,7 +89,7 @@ class ExactlyOnceTransport:
 
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Send ``rows``; what is pending from before is settled first."""
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         if self._requests.pending is not None:
             failure = self._requests.settle(self._requests.pending, deadline)
             if failure is not None:
@@ -133,7 +133,7 @@ class ExactlyOnceTransport:
             None if everything is settled; else why not, and it may be called again.
         """
         if self._requests.pending is not None:
-            failure = self._requests.settle(self._requests.pending, time.monotonic() + timeout)
+            failure = self._requests.settle(self._requests.pending, clock.monotonic() + timeout)
             if failure is not None:
                 return failure
         if not self._books.is_written:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 from lorc_eventlog.diagnostics import Notes, Throttle, escaped
+from lorc_eventlog.lifecycle import clock
 
 MOST_REASONS = 100
 """The reasons that segments give are not ours, so only so many are remembered."""
@@ -31,7 +31,7 @@ class FollowerReport:
 
     def trouble(self, what: str, error: OSError, name: str = "the directory") -> None:
         """The disk refuses something, which is tried again: of many files only one is named."""
-        if self._troubles.lets_through(time.monotonic(), what):
+        if self._troubles.lets_through(clock.monotonic(), what):
             why = error.strerror or type(error).__name__
             self._notes.note(
                 logging.ERROR,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.storage_stream import (
@@ -15,6 +14,7 @@ from lorc_eventlog.bigquery.storage_stream import (
     Unusable,
 )
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.diagnostics import Notes
@@ -60,7 +60,7 @@ class Requests:
         """Send a copy of the request; None says that the rows are stored."""
         pending.copies += 1
         intent = pending.intent
-        timeout = max(0.0, deadline - time.monotonic())
+        timeout = max(0.0, deadline - clock.monotonic())
         # Hazard: Ctrl-C may end the call, and the copy is on its way.
         was_unanswered, pending.unanswered = pending.unanswered, True
         outcome = self._client.append(intent.stream, intent.offset, pending.rows, timeout)
@@ -93,7 +93,7 @@ class Requests:
         """Finalize the stream and count; None says that the rows are stored."""
         pending.needs_fence = True
         intent = pending.intent
-        timeout = max(0.0, deadline - time.monotonic())
+        timeout = max(0.0, deadline - clock.monotonic())
         count = self._client.finalize(intent.stream, timeout)
         match count:
             case Failure():

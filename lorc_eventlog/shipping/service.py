@@ -15,6 +15,7 @@ from lorc_eventlog.delivery.dispatcher import Dispatcher
 from lorc_eventlog.delivery.report import Report
 from lorc_eventlog.delivery.senders import MAX_SENDERS
 from lorc_eventlog.diagnostics import Notes, Throttle, escaped, logger
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.shipping.dead_letters import FILE_NAME, DeadLetterFile
 from lorc_eventlog.shipping.follower import Follower
 from lorc_eventlog.shipping.lines import Lines
@@ -186,7 +187,7 @@ class Shipper:
         try:
             self._dead_letters.append(envelope, reason)
         except OSError as error:
-            if self._troubles.lets_through(time.monotonic()):
+            if self._troubles.lets_through(clock.monotonic()):
                 logger.error(  # noqa: TRY400  the disk's words say it all
                     "%s takes no dead letters; event %s waits: %s",
                     self._dead_letters.path, envelope["event_id"], error.strerror,
@@ -245,9 +246,9 @@ class Shipper:
 
     def wait_until(self, condition: Callable[[Progress], bool], timeout: float) -> bool:
         """Wait until ``condition`` holds of the progress; False if ``timeout`` comes first."""
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         while not condition(self.progress()):
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.storage_write import table_path
 from lorc_eventlog.bigquery.transport import Failure, Reason
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.storage_stream import StreamClient
@@ -35,7 +35,7 @@ class StreamMaker:
 
     def make(self, deadline: float) -> str | Failure:
         """Make a stream by ``deadline``, in monotonic seconds, and return its name."""
-        now = time.monotonic()
+        now = clock.monotonic()
         while self._made_at and now - self._made_at[0] > SECONDS_AN_HOUR:
             self._made_at.popleft()
         if len(self._made_at) >= MOST_STREAMS_AN_HOUR:

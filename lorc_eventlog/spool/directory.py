@@ -16,6 +16,8 @@ import stat
 from enum import Enum
 from pathlib import Path
 
+from lorc_eventlog.lifecycle.descriptors import above_standard
+
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK, because opening a pipe that somebody put there would wait for its other end.
 _OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -170,7 +172,8 @@ class Directory:
             UntrustedError: The file is not one that only the right users could have written.
             OSError: The file cannot be opened; ``ELOOP`` is a symbolic link.
         """
-        descriptor = os.open(name, flags | _OPEN_FILE, 0o600, dir_fd=self.descriptor)
+        opened = os.open(name, flags | _OPEN_FILE, 0o600, dir_fd=self.descriptor)
+        descriptor = above_standard(opened)
         try:
             if flags & os.O_CREAT:
                 os.fchmod(descriptor, self.access.value[1])  # whatever the umask

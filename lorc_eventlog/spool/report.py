@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.diagnostics import Notes, Throttle, escaped
+from lorc_eventlog.lifecycle import clock
 
 if TYPE_CHECKING:
     from lorc_eventlog.spool.segment import Segment
@@ -28,14 +28,14 @@ class SpoolReport:
     def trouble(self, what: str, error: OSError, path: Path | None = None) -> None:
         """The disk refuses something."""
         why = escaped(str(error.strerror or error))
-        if self._troubles.lets_through(time.monotonic(), f"{what}{why}" if path else what):
+        if self._troubles.lets_through(clock.monotonic(), f"{what}{why}" if path else what):
             if path is not None:
                 what = f"{escaped(path.name)} {what}"
             self._notes.note(logging.ERROR, "spool %s: %s: %s", self._directory, what, why)
 
     def fault(self, error: Exception) -> None:
         """Something failed that never should; what it says may quote an event."""
-        if self._troubles.lets_through(time.monotonic(), "fault"):
+        if self._troubles.lets_through(clock.monotonic(), "fault"):
             self._notes.note(
                 logging.ERROR,
                 "spool %s: reading or removing files failed and is tried again: %s",
@@ -71,7 +71,7 @@ class SpoolReport:
 
     def of_a_later_version(self, path: Path) -> None:
         """A segment cannot be read by this version and is left to a later one."""
-        if self._troubles.lets_through(time.monotonic(), "version"):
+        if self._troubles.lets_through(clock.monotonic(), "version"):
             self._notes.note(
                 logging.ERROR,
                 "spool: the events in %s, and maybe in other files there, are of a later version, "

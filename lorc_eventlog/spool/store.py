@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorc_eventlog.lifecycle import descriptors
+from lorc_eventlog.lifecycle import clock, descriptors
 from lorc_eventlog.spool.directory import Access, make_directory
 from lorc_eventlog.spool.format import MAX_LINE_BYTES, SUFFIX, encode_header
 from lorc_eventlog.spool.segment import SAFELY, Places, Reading, Segment, lock
@@ -181,7 +181,7 @@ class Store:
         return [*self._full, *([self._active] if self._active is not None else [])]
 
     def _open_next(self) -> Segment | None:
-        now = time.monotonic()
+        now = clock.monotonic()
         if now < self._try_again_at:
             return None
         self._retire()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import logging.config
+from typing import Any
 
+import pytest
 from google.cloud import bigquery
 
 from harness import (
@@ -19,8 +21,12 @@ from harness import (
     threads,
 )
 from inside import queue_of, waiting_callers
+from lorc_eventlog.bigquery.insert_all import LIMITS
+from lorc_eventlog.delivery.batch import Bounds
+from lorc_eventlog.delivery.inbox import Inbox
+from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.events.envelope import to_row
-from lorc_eventlog.events.row import row_bytes
+from lorc_eventlog.events.row import Row, row_bytes
 from scripted_bigquery import ScriptedBigQuery, delay, hang, status
 
 
@@ -116,3 +122,37 @@ def test_a_blocked_log_call_does_not_block_another_writers(
             scripted.healthy()
             scripted.stop()
             scripted.start()
+
+
+class Refilled(list[Row]):
+    """Rows in whose places another thread logs others as soon as there is room."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__()
+        self.row = row
+        self.inbox: Inbox | None = None
+
+    def fill(self) -> None:
+        while self.inbox is not None and len(self) < self.inbox.limit:
+            self.append(self.row)
+
+    def __delitem__(self, index: Any) -> None:
+        super().__delitem__(index)
+        self.fill()
+
+
+@pytest.mark.parametrize(("capacity", "more"), [(10, 0), (30, 7)])
+def test_rows_that_come_while_others_move_into_the_queue_need_room_there(
+    capacity: int, more: int
+) -> None:
+    queue = DeliveryQueue(Bounds(8, 1.0, capacity, 2**30, LIMITS))
+    inbox = Inbox(queue)
+    inbox.open(is_watched=True)
+    inbox.rows = rows = Refilled(to_row(make_event(1)))
+    rows.inbox = inbox
+    rows.fill()
+    assert len(rows) == 7
+    inbox.collect()
+    assert inbox.limit == len(rows) == more
+    assert queue.held == 7
+    assert queue.held + inbox.limit <= capacity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import logging.config
 import os
@@ -239,16 +240,21 @@ def test_an_exception_at_the_start_of_a_sender_leaves_a_writer_that_works(
 
 @untraced
 def test_a_destructor_may_log(scripted: ScriptedBigQuery, client: bigquery.Client) -> None:
-    logged = 0
+    numbers = itertools.count(1_000_000)
+    logged: list[int] = []
 
     class Logs:
         def __init__(self) -> None:
             self.itself = self  # so that only the garbage collector ends it
 
         def __del__(self) -> None:
-            nonlocal logged
-            writer.submit(make_event(1_000_000 + logged))
-            logged += 1
+            number = next(numbers)  # several threads may collect
+            writer.submit(make_event(number))
+            logged.append(number)
+
+    def all_logged() -> bool:
+        gc.collect()  # does nothing while another thread collects
+        return len(logged) == 3000
 
     threshold = gc.get_threshold()
     gc.set_threshold(10)
@@ -257,12 +263,11 @@ def test_a_destructor_may_log(scripted: ScriptedBigQuery, client: bigquery.Clien
             for number in range(3000):
                 Logs()
                 writer.submit(make_event(number))
-            gc.collect()
+            eventually(all_logged)
             assert writer.flush(30)
     finally:
         gc.set_threshold(*threshold)
 
-    assert logged == 3000
     assert numbers_in(scripted) == [*range(3000), *range(1_000_000, 1_003_000)]
 
 
@@ -409,3 +414,40 @@ def test_a_dictconfig_in_an_outage_loses_nothing_either(scripted: ScriptedBigQue
         handler = logger.handlers[0]
         logger.removeHandler(handler)
         handler.close()
+
+
+def test_a_dictconfig_where_no_thread_can_be_started_raises_nothing(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At exit, and where there are too many."""
+    logger = logging.getLogger("app.config")
+    configure()
+    logger.info("x", extra={"event_type": "test", "payload": {"number": 1}})
+    scripted.wait_for_rows(1)  # nothing needs a thread any more
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with monkeypatch.context() as no_threads:
+        no_threads.setattr(threading.Thread, "start", start)
+        configure()
+    handler = logger.handlers[0]
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def test_a_clock_that_a_test_freezes_strands_nothing(
+    scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """freezegun replaces time.monotonic for the whole process."""
+    with running_writer(client) as writer:
+        with monkeypatch.context() as frozen:
+            frozen.setattr(time, "monotonic", lambda: 2.7e9)
+            writer.submit(make_event(0))
+            scripted.wait_for_rows(1, 20)
+            scripted.always(status(503))
+            writer.submit(make_event(1))
+            assert not writer.flush(0.1)
+            scripted.healthy()
+        scripted.wait_for_rows(2, 20)
+    assert numbers_in(scripted) == [0, 1]

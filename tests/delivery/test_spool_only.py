@@ -29,7 +29,7 @@ from harness import (
 from lorc_eventlog import BigQueryEventHandler, BigQueryEventProcessor, EventWriter, WriterStats
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.delivery import spool_only as spool_only_module
-from lorc_eventlog.lifecycle import fork
+from lorc_eventlog.lifecycle import clock, fork
 from lorc_eventlog.spool import shipped
 from lorc_eventlog.spool.format import decode_line
 from lorc_eventlog.spool.shipped import lock_name
@@ -223,8 +223,8 @@ def test_overflow_block_looks_again_and_again_whether_there_is_room(
             for segment in sorted(path.glob("*.ship"))[:-1]:
                 segment.unlink()
 
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
-    monkeypatch.setattr(spool_only_module, "time", clock)
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+    monkeypatch.setattr(spool_only_module, "time", SimpleNamespace(sleep=sleep))
     writer = make_writer(path, spool_max_bytes=3000, overflow="block")
     submit_events(writer, range(20))
     assert pauses[0] >= 3
@@ -249,7 +249,7 @@ def test_a_directory_that_nobody_ships_is_reported_once_a_minute(
     with Records() as records:
         for seconds in (0, 30, 61, 62, 90, 130):
             now = started + seconds
-            monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+            monkeypatch.setattr(clock, "monotonic", lambda now=now: now)
             writer.submit(make_event(seconds))
     warnings = records.texts(logging.WARNING)
     assert len(warnings) == 2
@@ -264,7 +264,7 @@ def test_a_directory_that_a_shipper_has_is_not_reported(
     lock = path / lock_name(events_table())
     lock.touch(mode=0o600)
     later = time.monotonic() + 61
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    monkeypatch.setattr(clock, "monotonic", lambda: later)
     with lock.open("r+") as shipper, Records() as records:
         fcntl.flock(shipper, fcntl.LOCK_EX)
         writer.submit(make_event(1))

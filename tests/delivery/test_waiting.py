@@ -17,6 +17,7 @@ from lorc_eventlog import (
     EventWriter,
     ForegroundWriter,
 )
+from lorc_eventlog.delivery import senders, waiting
 from lorc_eventlog.delivery.waiting import Waits
 from scripted_bigquery import ScriptedBigQuery
 
@@ -89,4 +90,18 @@ def test_without_threads_the_coroutine_sends(
             assert asyncio.run(writer.aflush())
     finally:
         no_threads()
+    assert numbers_in(scripted) == [0]
+
+
+def test_in_a_subinterpreter_without_daemon_threads_the_same(
+    scripted: ScriptedBigQuery, client: bigquery.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> threading.Thread:
+        raise RuntimeError("daemon threads are disabled in this interpreter")
+
+    with running_writer(client, flush_interval=60) as writer, monkeypatch.context() as here:
+        here.setattr(waiting, "background_thread", refuse)
+        here.setattr(senders, "background_thread", refuse)
+        writer.submit(make_event(0))
+        assert asyncio.run(writer.aflush(10))
     assert numbers_in(scripted) == [0]

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from harness import PRIVATE, numbers_in, run_program, running_writer, start_program
+from harness import (
+    PRIVATE,
+    make_event,
+    numbers_in,
+    run_program,
+    running_writer,
+    start_program,
+    submit_events,
+)
 from inside import dispatcher_of
 from lorc_eventlog import EventWriter
+from lorc_eventlog.delivery import senders
 from lorc_eventlog.lifecycle import exit as process_exit
 from scripted_bigquery import ScriptedBigQuery, hang, status
+
+
+def cannot_be_started(*_: object) -> threading.Thread:
+    raise RuntimeError("daemon threads are disabled in this interpreter")
+
 
 WAYS = {
     "end of the script": (0, range(30)),
@@ -27,6 +44,8 @@ WAYS = {
     "only in atexit": (0, range(30)),
     "atexit registered after the import": (0, [*range(30), 100]),
     "atexit registered before the import": (0, [*range(30), 100]),
+    "a handler that an exit function makes": (0, [100]),
+    "dictConfig in an exit function": (0, [*range(30), 100]),
     "a thread that goes on": (0, [*range(30), *range(100, 200)]),
     "os._exit after a flush": (0, range(30)),
     "multiprocessing was imported": (0, range(30)),
@@ -40,6 +59,63 @@ def test_all_is_delivered(scripted: ScriptedBigQuery, way: str) -> None:
 
     assert numbers_in(scripted) == list(numbers)
     assert "ValueError: unhandled" in said if way == "an exception" else said == ""
+
+
+def test_an_exit_function_may_take_longer_than_close_timeout(scripted: ScriptedBigQuery) -> None:
+    """Only waiting counts: what it logs then still has its time."""
+    assert run_program("exits.py", "an exit function that takes long", 5.0) == ""
+    assert numbers_in(scripted) == [*range(30), 100, 101]
+
+
+def test_what_a_destructor_logs_when_python_has_ended_hangs_nothing_and_is_said(
+    scripted: ScriptedBigQuery,
+) -> None:
+    said = run_program("exits.py", "a destructor when Python has ended")
+    assert said == (
+        "lorc_eventlog: lost 1 event: Python had ended when it was logged"
+        " (set spool_dir to keep it)\n"
+    )
+    assert numbers_in(scripted) == list(range(30))
+
+
+def test_a_writer_that_is_made_when_others_are_finished_delivers_in_the_call(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_exit, "_is_ending", True)
+    with running_writer(flush_interval=60) as writer:
+        submit_events(writer, range(2))
+        assert numbers_in(scripted) == [0, 1]
+
+
+@pytest.mark.parametrize("with_spool", [False, True])
+def test_what_is_logged_when_python_has_ended_goes_to_disk_or_is_counted_as_lost(
+    scripted: ScriptedBigQuery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    with_spool: bool,
+) -> None:
+    scripted.always(status(503))
+    with running_writer(spool_dir=tmp_path if with_spool else None, close_timeout=0) as writer:
+        with monkeypatch.context() as ended:
+            ended.setattr(sys, "is_finalizing", lambda: True)
+            writer.submit(make_event(1))
+        stats = writer.stats()
+        assert (stats.buffered, stats.dropped) == ((1, 0) if with_spool else (0, 1))
+    assert ("lost 1 event" in capsys.readouterr().err) == (not with_spool)
+    assert any(PRIVATE in path.read_text() for path in tmp_path.iterdir()) == with_spool
+
+
+def test_no_thread_is_started_when_python_has_ended(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12, its start would wait for ever."""
+    with running_writer(flush_interval=60, capacity=10) as writer:
+        monkeypatch.setattr(senders, "background_thread", cannot_be_started)
+        submit_events(writer, range(3))
+        monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+        assert writer.flush(10)
+    assert numbers_in(scripted) == [0, 1, 2]
 
 
 def test_a_short_outage_at_the_exit_loses_nothing(scripted: ScriptedBigQuery) -> None:
@@ -146,5 +222,6 @@ def test_a_writer_that_is_made_while_the_process_ends_does_not_stop_the_end(
 
     changing = Changing()
     monkeypatch.setattr(process_exit, "_participants", changing)
+    monkeypatch.setattr(process_exit, "_is_ending", False)
     process_exit.finish_all()
     assert changing.looks == 2

@@ -36,9 +36,10 @@ from harness import (
     submit_events,
 )
 from inside import client_of, dispatcher_of
-from lorc_eventlog import EventWriter
+from lorc_eventlog import EventWriter, ForegroundWriter
 from lorc_eventlog.bigquery import imports
 from lorc_eventlog.delivery import dispatcher as dispatcher_module
+from lorc_eventlog.lifecycle import fork
 from scripted_bigquery import ScriptedBigQuery, delay, status
 
 CHILDREN = 4
@@ -436,4 +437,64 @@ def test_a_writer_without_a_client_opens_another_in_the_child(scripted: Scripted
 
     assert fork_and_wait(in_child) == 0
     writer.close()
+    assert numbers_in(scripted) == [0, 1]
+
+
+@pytest.mark.parametrize("spool_only", [False, True])
+def test_a_relative_directory_is_the_same_in_a_child_whose_working_directory_is_gone(
+    scripted: ScriptedBigQuery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_only: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with running_writer(spool_dir="spool", spool_only=spool_only) as writer:
+        writer.submit(make_event(0))
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+
+        def log() -> bool:
+            writer.submit(make_event(1))
+            files = [path.read_text() for path in (tmp_path / "spool").iterdir()]
+            is_on_disk = any(f"{PRIVATE}-1" in text for text in files)
+            return is_on_disk and writer.flush(10) and writer.stats().submitted == 1
+
+        scripted.always(status(503) if not spool_only else delay(0))
+        threading.Timer(0.2, scripted.healthy).start()
+        assert fork_and_wait(log) == 0
+        assert writer.flush(20)
+    assert numbers_in(scripted) == ([] if spool_only else [0, 1])
+
+
+def test_a_child_with_the_number_of_its_parent_is_another_process(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a PID namespace of its own it is 1, as the first process of a container is."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    foreground = ForegroundWriter()
+    with running_writer(flush_interval=60) as writer:
+        writer.submit(make_event(0))
+        foreground.submit(make_event(1))
+
+        def log() -> bool:
+            writer.submit(make_event(2))
+            foreground.submit(make_event(3))
+            counted = writer.stats().submitted, foreground.stats().submitted
+            return writer.flush(10) and counted == (1, 1)
+
+        assert fork_and_wait(log) == 0
+    assert numbers_in(scripted) == [0, 1, 2, 3]
+
+
+def test_a_system_that_wipes_no_page_in_spite_of_its_word_does_no_harm(
+    scripted: ScriptedBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU before version 7.2 takes each advice and follows none."""
+    monkeypatch.setattr(fork, "page", bytearray(b"\1"))
+    with running_writer(flush_interval=60) as writer:
+        writer.submit(make_event(0))
+
+        def log() -> bool:
+            writer.submit(make_event(1))
+            return writer.stats().submitted == 1 and writer.flush(10)
+
+        assert fork_and_wait(log) == 0
     assert numbers_in(scripted) == [0, 1]

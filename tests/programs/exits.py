@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 
 def log(number: int, logger: str = "app") -> None:
@@ -32,6 +33,25 @@ close_timeout = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
 
 if way == "atexit registered before the import":
     atexit.register(log, 100)
+
+if way == "an exit function that takes long":
+
+    def take_long() -> None:
+        over = time.monotonic() + close_timeout
+        while time.monotonic() < over:
+            time.sleep(0.01)
+        log(100)
+        log(101)
+
+    atexit.register(take_long)
+
+if way == "a handler that an exit function makes":
+
+    def make_and_log() -> None:
+        add_handler()
+        log(100)
+
+    atexit.register(make_and_log)
 
 if way == "multiprocessing was imported":
     pass
@@ -65,15 +85,21 @@ if way == "several handlers":
         log(number, f"app.{'abc'[number % 3]}")
     end()
 
-if way == "dictConfig":
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "handlers": {"bq": {"class": "lorc_eventlog.BigQueryEventHandler", "source": "tests"}},
-            "root": {"level": "INFO", "handlers": ["bq"]},
-        }
-    )
+if way == "a handler that an exit function makes":
+    end()
+
+CONFIG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"bq": {"class": "lorc_eventlog.BigQueryEventHandler", "source": "tests"}},
+    "root": {"level": "INFO", "handlers": ["bq"]},
+}
+
+if way in ("dictConfig", "dictConfig in an exit function"):
+    logging.config.dictConfig(CONFIG)
+    if way == "dictConfig in an exit function":
+        atexit.register(log, 100)
+        atexit.register(logging.config.dictConfig, CONFIG)
     for number in range(30):
         log(number)
     end()
@@ -100,6 +126,14 @@ if way == "only in an atexit registered before the import":
 
 for number in range(30):
     log(number)
+
+if way == "a destructor when Python has ended":
+
+    class LogsInTheEnd:
+        def __del__(self, log: Callable[[int], None] = log) -> None:
+            log(100)
+
+    sys.modules["keeps it until the end"] = LogsInTheEnd()  # type: ignore[assignment]
 
 if way == "atexit registered after the import":
     atexit.register(log, 100)

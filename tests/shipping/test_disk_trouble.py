@@ -138,8 +138,7 @@ def test_overflow_block_waits_for_a_full_disk(
         waits.set()
         time.sleep(seconds)
 
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=wait)
-    monkeypatch.setattr(spool_only, "time", clock)
+    monkeypatch.setattr(spool_only, "time", SimpleNamespace(sleep=wait))
     writer = EventWriter(spool_dir=disk / "spool", spool_only=True, overflow="block")
     filler = disk / "filler"
     writer.emit("test.happened", {"number": 0}, source="tests")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from exactly_once import Application, FakeStreams, Shipper
 from fake_disk import FakeDisk
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists
 from lorc_eventlog.bigquery.transport import Failure, Reason
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.shipping import books
 from lorc_eventlog.shipping.ledger import SLOTS, Run
 from lorc_eventlog.shipping.requests import FENCE_AFTER
@@ -125,7 +125,7 @@ def test_a_copy_that_the_last_shipper_sent_counts_as_one(disk: FakeDisk, streams
 def test_each_call_may_take_what_is_left_of_the_time(
     disk: FakeDisk, streams: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(clock, "monotonic", lambda: 1000.0)
     streams.faults.extend(["cut", "cut"])
     shipper = ship_once(disk, streams, "a")
     shipper._transport.settle(0.5)

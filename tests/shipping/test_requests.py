@@ -14,6 +14,7 @@ from fake_disk import FakeDisk
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
 from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
+from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.shipping import pending, stream_maker
 from lorc_eventlog.shipping.ledger import MAX_RUN_BYTES, MAX_RUNS, run_bytes
 from lorc_eventlog.shipping.pending import checksum_of, most_in_runs
@@ -299,7 +300,7 @@ def test_a_stream_that_cannot_be_made_is_a_failure(
 
 def test_no_more_streams_are_made_in_an_hour_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
     monkeypatch.setattr(stream_maker, "MOST_STREAMS_AN_HOUR", 2)
     streams = Answers()
     maker = StreamMaker(TABLE, cast("StreamClient", streams))

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -354,8 +353,7 @@ class Machine(RuleBasedStateMachine):
         self.disk_was_full = False
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(store, "SEGMENT_BYTES", 1500)
-        clock = SimpleNamespace(monotonic=lambda: self.now, time_ns=time.time_ns)
-        self.patch.setattr(store, "time", clock)
+        self.patch.setattr(store, "clock", SimpleNamespace(monotonic=lambda: self.now))
         for name in ("pwrite", "ftruncate", "fchmod", "fstat"):
             self.patch.setattr(os, name, self.interrupted(name))
         self.queue = make_queue(self.directory)

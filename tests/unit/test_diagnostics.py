@@ -147,3 +147,22 @@ def test_an_error_that_is_handled_already_is_told_as_none() -> None:
 )
 def test_what_is_not_printable_is_escaped(text: str, shown: str) -> None:
     assert escaped(text) == shown
+
+
+def test_a_dictconfig_that_disables_all_loggers_silences_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does by default: ours exists as soon as the class of the handler is found."""
+    monkeypatch.setattr(logging.getLogger("lorc_eventlog"), "disabled", True)
+    notes = Notes()
+    notes.note(logging.WARNING, "lost %s", "3 events")
+    notes.say()
+    assert caplog.messages == ["lost 3 events"]
+
+
+@pytest.mark.parametrize(
+    "name", ["charset_normalizer", "chardet.charsetprober", "lorc_eventlog.diagnostics"]
+)
+def test_what_a_library_says_about_the_page_of_a_gateway_is_about_delivery(name: str) -> None:
+    """requests guesses its encoding, and tells of it in hundreds of lines at DEBUG."""
+    assert is_about_delivery(logging.makeLogRecord({"name": name}))

@@ -244,3 +244,9 @@ def test_a_relative_import_is_refused(package: Path) -> None:
     (package / "events" / "row.py").write_text("from . import other\n")
     with pytest.raises(AssertionError, match="a relative import"):
         imports(package)
+
+
+def test_all_waiting_goes_by_one_clock() -> None:
+    """Libraries that freeze the time for a test replace ``time.monotonic``."""
+    found = [path.name for path in PACKAGE.rglob("*.py") if "time.monotonic" in path.read_text()]
+    assert found == ["clock.py"]

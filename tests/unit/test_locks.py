@@ -322,3 +322,23 @@ def test_that_check_finds_what_it_forbids() -> None:
         "1: with self._lock",
         "2: threading.RLock",
     ]
+
+
+def test_when_python_has_ended_nobody_waits_for_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has stopped for ever may have it."""
+    lock = Lock()
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        taken.set()
+        done.wait(60)
+
+    thread = threading.Thread(target=lock.run, args=(hold,))
+    thread.start()
+    assert taken.wait(60)
+    monkeypatch.setattr(locks, "is_finalizing", lambda: True)
+    assert lock.run(lambda: "done") == "done"
+    done.set()
+    thread.join()
+    assert lock.run(lock.is_owned)
+    assert is_free(lock)

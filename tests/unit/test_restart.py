@@ -248,3 +248,14 @@ def test_elsewhere_the_process_id_is_looked_at(monkeypatch: pytest.MonkeyPatch) 
     page[0] = 1
     assert page[0]
     assert not isinstance(page, mmap.mmap)
+
+
+def test_a_child_whose_page_was_not_wiped_begins_anew_all_the_same(
+    page: bytearray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Part()
+    fork.register(part)
+    monkeypatch.setattr(fork, "_home", -1)
+    fork._after_fork_in_child()
+    fork._after_fork_in_child()
+    assert (part.restarts, page[0]) == (1, 1)
