@@ -15,6 +15,9 @@ MOST_COMPARED = 200_000
 other thread runs; for more, only words are shown that BigQuery, proxies and Python use anyway."""
 
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+_BYTES = re.compile(r"(?:\\[0-3][0-7]{2}|\\x[0-9a-fA-F]{2}|%[0-9a-fA-F]{2})+")
+"""Bytes as C++, Python and addresses write those that are not ASCII."""
+_BYTE = re.compile(r"\\([0-3][0-7]{2})|(?:\\x|%)([0-9a-fA-F]{2})")
 _WORD = re.compile(r"[^\s!-/:-@\[-`{-~…]+")
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 
@@ -64,7 +67,15 @@ def redact(message: str, rows: Sequence[Row]) -> str:
     def blank(match: re.Match[str]) -> str:
         return "…" if is_private(match[0]) else match[0]
 
-    return _WORD.sub(blank, _ESCAPE.sub(lambda match: chr(int(match[1], 16)), message))
+    unescaped = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), message)
+    return _WORD.sub(blank, _BYTES.sub(_decoded, unescaped))
+
+
+def _decoded(match: re.Match[str]) -> str:
+    escapes = _BYTE.findall(match[0])
+    return bytes(
+        int(octal, 8) if octal else int(hexadecimal, 16) for octal, hexadecimal in escapes
+    ).decode(errors="replace")
 
 
 def _is_uncommon(word: str) -> bool:

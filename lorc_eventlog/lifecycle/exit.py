@@ -108,11 +108,20 @@ class _Pools:
 class _Registry:
     """Empty in a child: what the parent has to finish is not the child's."""
 
+    def __init__(self) -> None:
+        self._generation = fork.generation()
+
     def restart_in_child(self) -> None:
         """Forget all."""
         global _is_ending, _participants  # noqa: PLW0603  each assignment is whole for every thread
-        _is_ending = False
-        _participants = weakref.WeakSet()
+        fresh: weakref.WeakSet[Participant] = weakref.WeakSet()
+        generation = fork.generation()
+        # Hazard: a signal handler that logs in the middle of this calls it once more, and what it
+        # registered must be kept. So make no call between check and assignments.
+        if self._generation != generation:
+            _is_ending = False
+            _participants = fresh
+            self._generation = generation
 
 
 _pools = _Pools()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
+from lorc_eventlog.lifecycle import exit as process_exit
 from lorc_eventlog.lifecycle import fork
 
 
@@ -259,3 +260,32 @@ def test_a_child_whose_page_was_not_wiped_begins_anew_all_the_same(
     fork._after_fork_in_child()
     fork._after_fork_in_child()
     assert (part.restarts, page[0]) == (1, 1)
+
+
+def test_what_is_registered_for_the_exit_in_the_middle_of_a_restart_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_exit, "_participants", weakref.WeakSet())
+    monkeypatch.setattr(process_exit, "_is_ending", True)
+    of_parent, of_child = ToFinish(), ToFinish()
+    process_exit.register(of_parent)
+    registry = process_exit._Registry()
+    monkeypatch.setattr(fork, "_generation", fork.generation() + 1)
+    registry.restart_in_child()
+    process_exit.register(of_child)
+    registry.restart_in_child()  # as the call does that a signal handler interrupted
+    assert (of_parent.finished, of_child.finished) == (1, 0)
+    process_exit.finish_all()
+    assert (of_parent.finished, of_child.finished) == (1, 1)
+
+
+class ToFinish:
+    close_timeout = 1.0
+    finished = 0
+
+    def hasten(self, now: float) -> None:
+        """Nothing could be put off."""
+
+    def finish(self, deadline: float) -> None:
+        assert deadline > 0
+        self.finished += 1
