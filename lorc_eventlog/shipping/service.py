@@ -115,6 +115,7 @@ class Shipper:
         self._letters: dict[str, list[tuple[Envelope, str]]] = {}
         """What became a dead letter that is not written yet, by the event's id."""
         self._troubles = Throttle(60.0)
+        self._threads = Throttle(60.0)
         self._last_success: float | None = None
         self._delivered = 0
         notes = Notes()
@@ -203,8 +204,9 @@ class Shipper:
         return True
 
     def start(self) -> None:
-        """Begin to deliver."""
-        self._dispatcher.notice()
+        """Begin to deliver. To be called again, now and then: there may be no thread for it yet."""
+        if not self._dispatcher.ensure_sender() and self._threads.lets_through(time.monotonic()):
+            logger.error("nothing is delivered until the system lets the shipper start a thread")
 
     def progress(self) -> Progress:
         """Return how far it is."""

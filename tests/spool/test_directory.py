@@ -200,5 +200,9 @@ def test_a_file_whose_mode_cannot_be_set_is_not_used(
         raise PermissionError(1, "not permitted")
 
     monkeypatch.setattr(os, "fchmod", refuse)
-    with pytest.raises(PermissionError):
-        directory.open("a", os.O_RDWR | os.O_CREAT)
+    before = os.umask(0o277)
+    try:
+        with pytest.raises(PermissionError):
+            directory.open("a", os.O_RDWR | os.O_CREAT)
+    finally:
+        os.umask(before)
