@@ -133,6 +133,7 @@ class Shipper:
                 limits=transport.limits,
             ),
             keep=self._keep_dead_letter,
+            forget=self._forget_dead_letters,
             interval=settings.interval,
             recorder=recorder,
         )
@@ -193,15 +194,20 @@ class Shipper:
                     self._dead_letters.path, envelope["event_id"], error.strerror,
                 )  # fmt: skip
             return False
-        letters.pop(0)
-        if not letters:
-            del self._letters[row["event_id"]]
+        self._forget_dead_letters([row])
         logger.error(
             "event %s (%s) is rejected and kept in %s: %s",
             envelope["event_id"], escaped(envelope["event_type"]),
             self._dead_letters.path, reason,
         )  # fmt: skip
         return True
+
+    def _forget_dead_letters(self, rows: list[Row]) -> None:
+        for row in rows:
+            letters = self._letters[row["event_id"]]
+            letters.pop(0)
+            if not letters:
+                del self._letters[row["event_id"]]
 
     def start(self) -> None:
         """Begin to deliver. To be called again, now and then: there may be no thread for it yet."""

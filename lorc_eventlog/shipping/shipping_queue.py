@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,9 @@ class Recorder(Protocol):
     def settle(self, timeout: float) -> object:
         """Do it. Called by a sender when there is nothing to send."""
 
+    def fence(self, rows: Sequence[Row], timeout: float) -> list[Row] | None:
+        """Return which of ``rows``, given up, are stored all the same; None if nobody knows yet."""
+
 
 class ShippingQueue(TurnsQueue):
     """Reads events from segments, and erases them there.
@@ -37,6 +40,7 @@ class ShippingQueue(TurnsQueue):
         follower: Reads and erases.
         keep: Writes the dead letter of a row, and says whether the disk took it. It is called again
             until it did; what no letter keeps in the end stays in the spool.
+        forget: Told of rows that need no dead letter, because they are stored after all.
         interval: Seconds between two looks at the directory.
         recorder: Erases stored rows instead, for exactly once; None if the queue does.
         bounds: As for :class:`~lorc_eventlog.delivery.queue.DeliveryQueue`.
@@ -48,6 +52,7 @@ class ShippingQueue(TurnsQueue):
         bounds: Bounds,
         *,
         keep: Callable[[Row], bool],
+        forget: Callable[[list[Row]], object],
         interval: float,
         recorder: Recorder | None,
     ) -> None:
@@ -55,12 +60,15 @@ class ShippingQueue(TurnsQueue):
         self.looks = 0
         """How many times the directory was looked at."""
         self._keep = keep
+        self._forget_letters = forget
         self._interval = interval
         self._recorder = recorder
         self._stored: deque[Row] = deque()
         self._dead: deque[Row] = deque()
         self._keep_at = 0.0
         """When it is asked again."""
+        self._stored_late = 0
+        """How many rows were given up and stored all the same, as the last chore found."""
         self._left = 0
         self._is_batch_next = False
         """Whether a chore was the last thing that was done: something to send comes first now."""
@@ -155,6 +163,14 @@ class ShippingQueue(TurnsQueue):
             self._unkept = []
         kept: list[Row] = []
         unkept: list[Row] = []
+        stored = self._recorder.fence(dead, RECORDER_TIMEOUT) if self._recorder and dead else []
+        if stored is None:
+            dead, unkept = [], dead
+        elif stored:
+            self._stored_late += len(stored)
+            self._forget_letters(stored)
+            self._follower.release(stored)
+            dead = [row for row in dead if all(row is not other for other in stored)]
         for row in dead:
             (kept if self._keep(row) else unkept).append(row)
         self._follower.acknowledge(kept)
@@ -170,6 +186,9 @@ class ShippingQueue(TurnsQueue):
     def chore_done(self, result: object, now: float) -> int:
         """Add what the chore read."""
         self._is_chore_out = False
+        self.stored += self._stored_late
+        self.dead -= self._stored_late
+        self._stored_late = 0
         rows: Any = result
         if rows:
             self._is_mixed = False

@@ -41,9 +41,10 @@ def line(number: int, **payload: Any) -> bytes:
 
 
 def write_segment(path: Path, name: str, content: bytes) -> None:
-    file = path / f"{name}.ship"
+    file = path / name
     file.write_bytes(content)
     file.chmod(0o600)
+    file.rename(path / f"{name}.ship")  # at once: a shipper may read and delete it
 
 
 def letters_in(path: Path) -> list[str]:

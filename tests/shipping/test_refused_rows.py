@@ -59,7 +59,12 @@ class Machine:
             limits=LIMITS,
         )
         self.queue = ShippingQueue(
-            self.follower, bounds, keep=self._keep, interval=1.0, recorder=None
+            self.follower,
+            bounds,
+            keep=self._keep,
+            forget=list,
+            interval=1.0,
+            recorder=None,
         )
 
     def close(self) -> None:
