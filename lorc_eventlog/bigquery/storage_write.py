@@ -34,6 +34,9 @@ BYTES_A_CHARACTER = 4
 FIELD_BYTES = 5
 """The most bytes that come with the text of a field: its number and length."""
 
+REPEATS = 2
+"""So often in a row the end of an idle connection is no failure."""
+
 
 def wire_bytes(row: Row) -> int:
     """Return the most bytes that ``row`` takes in a request."""
@@ -124,7 +127,7 @@ class StorageWriteTransport:
         return Answer(tuple(refused))
 
     def _append(
-        self, rows: EncodedRows, deadline: float, timeout: float
+        self, rows: EncodedRows, deadline: float, timeout: float, *, repeats: int = REPEATS
     ) -> tuple[RefusedRow, ...] | Failure | Refusal:
         """Append rows in one request; give the rows that are refused, none if all are stored."""
         try:
@@ -135,8 +138,9 @@ class StorageWriteTransport:
             answer = connection.append(rows, timeout=max(0.0, deadline - clock.monotonic()))
         except Exception as error:  # noqa: BLE001  as above
             connection.close()
-            if is_idle_close(error) and clock.monotonic() < deadline:
-                return self._append(rows, deadline, timeout)
+            if is_idle_close(error) and repeats:
+                self.reconnect()  # the others that nobody used are as old
+                return self._append(rows, deadline, timeout, repeats=repeats - 1)
             return failure_of_append(error, timeout=timeout)
         except BaseException:
             connection.close()

@@ -143,6 +143,7 @@ class _Shipping:
             if self._shipper.is_lost:
                 self._replace(signals)
                 continue
+            self._shipper.start()
             progress = self.progress()
             if until_empty and progress.is_empty:
                 return

@@ -150,6 +150,10 @@ class Dispatcher:
             self._senders.run(self._senders.see_to_inbox)
             self.closing.finish_late()
 
+    def ensure_sender(self) -> bool:
+        """Start a sender if there is none, without a row that needs it; False if that cannot be."""
+        return self._senders.run(self._senders.ensure)
+
     def _submit(self, row: Row) -> None:
         self._senders.is_closed = False
         self.inbox.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING
@@ -125,6 +126,20 @@ class FreshRows:
             rows = rows[: len(sizes) if before else max(1, len(sizes))]
             size = sum(map(row_bytes, rows))
         return rows, size
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """All of them, in the order in which they will be sent."""
+        return (row for portion in self._portions for row in portion.rows)
+
+    def rearrange(self, order: Callable[[Iterator[Row]], list[Row]]) -> None:
+        """Have them, at least one, sent in another order. Nobody may add or skip meanwhile."""
+        since = self._portions[0].since
+        rows = order(self.rows)
+        self.position -= len(rows)
+        self.added_bytes -= sum(map(row_bytes, rows))
+        self._portions.clear()
+        self.absorb(rows, since)
 
     def take(self, most: int, now: float, in_flight: dict[Batch, None]) -> Batch:
         """Move the first rows, at most ``most`` of them, to ``in_flight``."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +23,11 @@ if TYPE_CHECKING:
 FILE_NAME = "dead-letters.jsonl"
 """Where dead letters go unless a file is named: in the spool directory."""
 
-
 # O_NONBLOCK, because opening a pipe that somebody put there would wait for its other end.
+TRIES = 50
+PAUSE = 0.02
+"""A shipper of another table that writes to the same file has it locked for a moment."""
+
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -41,6 +48,7 @@ class DeadLetterFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._tries = TRIES
         try:
             self._open()
         except OSError as error:
@@ -85,18 +93,53 @@ class DeadLetterFile:
             # The directory may be gone as well. Whoever waits for the letter would wait for ever.
             make_directory(self.path.parent, Access.OWNER)
         descriptor = self._open() if self._descriptor is None else self._descriptor
-        size = os.fstat(descriptor).st_size
-        try:
-            if os.write(descriptor, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-            force_to_disk(descriptor)
-        except OSError:  # it is tried again, and each time would leave a letter
-            os.ftruncate(descriptor, size)
-            raise
+        with self._locked(descriptor):
+            size = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+                force_to_disk(descriptor)
+            except OSError:  # it is tried again, and each time would leave a letter
+                os.ftruncate(descriptor, size)
+                raise
         return self._is_there(descriptor)
+
+    @contextlib.contextmanager
+    def _locked(self, descriptor: int) -> Iterator[None]:
+        """Lock the file: another shipper's letter could be cut off together with one of ours.
+
+        Raises:
+            OSError: Somebody has it locked for long.
+        """
+        tries, self._tries = (
+            self._tries,
+            1,
+        )  # nobody is waited for twice
+        while not _try_lock(descriptor):
+            tries -= 1
+            if not tries:
+                raise OSError(errno.EAGAIN, "Another process has it locked", str(self.path))
+            time.sleep(PAUSE)
+        self._tries = TRIES
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock the file if nobody has; also True where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no shipper starts on such a file system, so that the file is elsewhere
+        return True
+    return True

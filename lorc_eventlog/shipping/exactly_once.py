@@ -90,11 +90,10 @@ class ExactlyOnceTransport:
     def send(self, rows: Sequence[Row], *, timeout: float) -> Answer | Failure | Refusal:
         """Send ``rows``; what is pending from before is settled first."""
         deadline = clock.monotonic() + timeout
-        if self._requests.pending is not None:
-            failure = self._requests.settle(self._requests.pending, deadline)
-            if failure is not None:
-                return failure
         places = [self._follower.place_of(row) for row in rows]
+        failure = self._requests.make_way([*map(key_of, places)], deadline)
+        if failure is not None:
+            return failure
         resolved = self._requests.resolved
         left: Sequence[int] = range(len(rows))
         if resolved:
@@ -142,6 +141,22 @@ class ExactlyOnceTransport:
             except OSError as error:
                 return ledger_failure(error)
         return None
+
+    def fence(self, rows: Sequence[Row], timeout: float) -> list[Row] | None:
+        """Return which of ``rows``, given up, are stored all the same; None if nobody knows yet.
+
+        Their last request may have failed without an answer, and a copy of it be stored later.
+        """
+        by_key = {key_of(self._follower.place_of(row)): row for row in rows}
+        pending = self._requests.pending
+        if pending is not None and not by_key.keys().isdisjoint(pending.keys()):
+            pending.needs_fence = True
+            self._requests.settle(pending, clock.monotonic() + timeout)
+            if self._requests.pending is not None:
+                return None
+        stored = self._requests.resolved & by_key.keys()
+        self._requests.resolved -= stored
+        return [by_key[key] for key in stored]
 
     # One request
 

@@ -11,8 +11,9 @@ Everything in the directory is untrusted: another process, or another user, may 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,7 +96,7 @@ class Follower:
         self._left_alone.begin(names)
         self._eraser.erase_what_is_left()
         for name in self._segments.keys() - set(names):
-            self._forget(self._segments[name])
+            del self._segments[name]
         for name in names:
             if name.startswith(DRAFT_PREFIX):
                 _remove_draft(self._directory, name)
@@ -153,8 +154,10 @@ class Follower:
         elif segment not in segments:
             segments.append(segment)
 
-    def read(self, limit: int) -> list[Row]:
+    def read(self, limit: int, *, each: int = sys.maxsize, but: Collection[str] = ()) -> list[Row]:
         """Read at most ``limit`` events: each process's in their order, and every process in turn.
+
+        At most ``each`` of one process; those in ``but`` miss their turn.
 
         Bounded: it reads at most a mebibyte of each segment that has its turn, or one line.
         """
@@ -165,10 +168,13 @@ class Follower:
             if len(rows) >= limit:
                 break
             process = self._turns.popleft()
+            if process in but:
+                self._turns.append(process)
+                continue
             segments = self._unread[process]
             segment = segments[0]
             try:
-                found, places = segment.read(limit - len(rows))
+                found, places = segment.read(min(limit - len(rows), each))
                 self._places.update(zip(map(id, found), places, strict=True))
                 rows += found
                 if segment.is_read and len(segments) > 1:
@@ -241,9 +247,6 @@ class Follower:
         except OSError as error:
             self._report.trouble("is delivered, but cannot be deleted", error, segment.name)
             return
-        self._forget(segment)
-
-    def _forget(self, segment: Segment) -> None:
         self._segments.pop(segment.name, None)
 
 

@@ -28,6 +28,8 @@ class Pending:
     """How many times it was sent, as far as anybody knows."""
     unanswered: bool = False
     """Whether one of these copies got no answer, so that it may still be stored."""
+    is_suspect: bool = False
+    """Whether the last copy may have failed because of a row."""
     needs_fence: bool = False
 
     def keys(self) -> Iterator[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from lorc_eventlog.bigquery.storage_stream import (
@@ -46,6 +47,21 @@ class Requests:
         self._books = books
         self._notes = notes
 
+    def make_way(self, keys: Collection[tuple[str, int]], deadline: float) -> Failure | None:
+        """Settle what is pending before the rows of ``keys`` are sent; else say why that cannot be.
+
+        A request that may fail because of one of its rows is not repeated for the sake of others:
+        they would fail with it, as if they were to blame.
+        """
+        pending = self.pending
+        if pending is None:
+            return None
+        if pending.is_suspect and set(pending.keys()) != set(keys):
+            pending.needs_fence = True
+        failure = self.settle(pending, deadline)
+        is_known = pending.needs_fence and self.pending is None
+        return None if is_known else failure
+
     def settle(self, pending: Pending, deadline: float) -> Failure | None:
         """Find out what became of an earlier request; None says that it is known now."""
         find_out = self._fence if pending.needs_fence else self.attempt
@@ -86,6 +102,7 @@ class Requests:
         if not pending.unanswered:
             return self._not_stored(pending) or outcome
         # A row that breaks BigQuery must not be sent together with others for ever.
+        pending.is_suspect = outcome.may_be_the_rows
         pending.needs_fence = outcome.may_be_the_rows and pending.copies >= FENCE_AFTER
         return outcome
 

@@ -110,11 +110,11 @@ class Segment:
     _is_in_damage: bool = False
     """Whether ``read_to`` is inside a line that is too long to be an event."""
     _file: File | None = None
+    process: str = field(init=False)
+    """What tells its process from others: when it began to write, and its number."""
 
-    @property
-    def process(self) -> str:
-        """What tells its process from others: when it began to write, and its number."""
-        return "-".join(self.name.split("-")[:2])
+    def __post_init__(self) -> None:
+        self.process = "-".join(self.name.split("-")[:2])
 
     @property
     def oldest(self) -> float:

@@ -116,6 +116,7 @@ class Shipper:
         self._letters: dict[str, list[tuple[Envelope, str]]] = {}
         """What became a dead letter that is not written yet, by the event's id."""
         self._troubles = Throttle(60.0)
+        self._threads = Throttle(60.0)
         self._last_success: float | None = None
         self._delivered = 0
         notes = Notes()
@@ -133,6 +134,7 @@ class Shipper:
                 limits=transport.limits,
             ),
             keep=self._keep_dead_letter,
+            forget=self._forget_dead_letters,
             interval=settings.interval,
             recorder=recorder,
         )
@@ -193,9 +195,7 @@ class Shipper:
                     self._dead_letters.path, envelope["event_id"], error.strerror,
                 )  # fmt: skip
             return False
-        letters.pop(0)
-        if not letters:
-            del self._letters[row["event_id"]]
+        self._forget_dead_letters([row])
         logger.error(
             "event %s (%s) is rejected and kept in %s: %s",
             envelope["event_id"], escaped(envelope["event_type"]),
@@ -203,9 +203,17 @@ class Shipper:
         )  # fmt: skip
         return True
 
+    def _forget_dead_letters(self, rows: list[Row]) -> None:
+        for row in rows:
+            letters = self._letters[row["event_id"]]
+            letters.pop(0)
+            if not letters:
+                del self._letters[row["event_id"]]
+
     def start(self) -> None:
-        """Begin to deliver."""
-        self._dispatcher.notice()
+        """Begin to deliver. To be called again, now and then: there may be no thread for it yet."""
+        if not self._dispatcher.ensure_sender() and self._threads.lets_through(clock.monotonic()):
+            logger.error("nothing is delivered until the system lets the shipper start a thread")
 
     def progress(self) -> Progress:
         """Return how far it is."""

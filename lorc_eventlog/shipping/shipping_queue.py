@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorc_eventlog.delivery.batch import Batch, Bounds, DeadLetter, Take, Verdict
-from lorc_eventlog.delivery.queue import DeliveryQueue
+from lorc_eventlog.shipping.turns import READ_ROWS, TurnsQueue
 
 if TYPE_CHECKING:
     from lorc_eventlog.bigquery.transport import Answer
     from lorc_eventlog.events.row import Row
     from lorc_eventlog.shipping.follower import Follower
-
-READ_ROWS = 5_000
-"""The most events that one chore reads."""
 
 
 class Recorder(Protocol):
@@ -28,8 +26,11 @@ class Recorder(Protocol):
     def settle(self, timeout: float) -> object:
         """Do it. Called by a sender when there is nothing to send."""
 
+    def fence(self, rows: Sequence[Row], timeout: float) -> list[Row] | None:
+        """Return which of ``rows``, given up, are stored all the same; None if nobody knows yet."""
 
-class ShippingQueue(DeliveryQueue):
+
+class ShippingQueue(TurnsQueue):
     """Reads events from segments, and erases them there.
 
     All that touches the disk is one chore, which one sender at a time runs without the lock: erase
@@ -39,6 +40,7 @@ class ShippingQueue(DeliveryQueue):
         follower: Reads and erases.
         keep: Writes the dead letter of a row, and says whether the disk took it. It is called again
             until it did; what no letter keeps in the end stays in the spool.
+        forget: Told of rows that need no dead letter, because they are stored after all.
         interval: Seconds between two looks at the directory.
         recorder: Erases stored rows instead, for exactly once; None if the queue does.
         bounds: As for :class:`~lorc_eventlog.delivery.queue.DeliveryQueue`.
@@ -50,28 +52,29 @@ class ShippingQueue(DeliveryQueue):
         bounds: Bounds,
         *,
         keep: Callable[[Row], bool],
+        forget: Callable[[list[Row]], object],
         interval: float,
         recorder: Recorder | None,
     ) -> None:
-        super().__init__(bounds)
-        self.is_reading = True
-        """Whether events are read; a shipper that ends reads no more."""
+        super().__init__(follower, bounds)
         self.looks = 0
         """How many times the directory was looked at."""
-        self._follower = follower
         self._keep = keep
+        self._forget_letters = forget
         self._interval = interval
         self._recorder = recorder
         self._stored: deque[Row] = deque()
         self._dead: deque[Row] = deque()
-        self._unkept: list[Row] = []
-        """Dead rows whose letter the disk did not take."""
         self._keep_at = 0.0
         """When it is asked again."""
+        self._stored_late = 0
+        """How many rows were given up and stored all the same, as the last chore found."""
         self._left = 0
         self._is_batch_next = False
         """Whether a chore was the last thing that was done: something to send comes first now."""
         self._look_at = 0.0
+        self._read_at = 0.0
+        """When to read again, if the last time nobody was there whose rows may be read."""
         self._is_chore_out = False
 
     @property
@@ -98,6 +101,7 @@ class ShippingQueue(DeliveryQueue):
 
     def take(self, now: float, *, alone: bool) -> Take:
         """Return what to do now: the chore, if it is time for it or if there is nothing to send."""
+        self._mix()
         # By turns: else a sender that is alone would read a file of nothing but damage to its end.
         if not self._is_batch_next and not self._is_chore_out and self._needs_chore(now):
             return self._hand_out_chore(now)
@@ -108,6 +112,8 @@ class ShippingQueue(DeliveryQueue):
         if not self._is_chore_out and (self._needs_chore(now) or self._stored or self._dead):
             return self._hand_out_chore(now)
         next_at = min(self._look_at, self._keep_at) if self._unkept else self._look_at
+        if self._read_at > now and self._follower.has_unread and self._room():
+            next_at = min(next_at, self._read_at)
         until_chore = max(0.0, next_at - now)
         return Take(wait=until_chore if take.wait is None else min(take.wait, until_chore))
 
@@ -116,24 +122,25 @@ class ShippingQueue(DeliveryQueue):
             return True
         if self._unkept and (now >= self._keep_at or not self.is_reading):
             return True
-        return self._room() > 0 and self._follower.has_unread
-
-    def _room(self) -> int:
-        """Return how many rows may be read now: few enough for memory, and for them to be fresh."""
-        if not self.is_reading or self.held_bytes >= self._capacity_bytes:
-            return 0
-        return min(READ_ROWS, self._capacity - self._held - len(self._unkept))
+        return now >= self._read_at and self._room() > 0 and self._follower.has_unread
 
     def _hand_out_chore(self, now: float) -> Take:
         self._is_chore_out = True
         is_time_to_look = now >= self._look_at
         if is_time_to_look:
             self._look_at = now + self._interval
-        room, held = self._room(), self._held
+        read: Callable[[], list[Row]] = list
+        if now >= self._read_at and (room := self._room()):
+            read = partial(self._reader(), room)
+            if self._is_choosy:
+                self._read_at = now + CHOICE_INTERVAL
+        held = self._held
         self._is_batch_next = True
-        return Take(chore=lambda: self._do_chore(room, now, look=is_time_to_look, is_idle=not held))
+        return Take(chore=lambda: self._do_chore(read, now, look=is_time_to_look, is_idle=not held))
 
-    def _do_chore(self, room: int, now: float, *, look: bool, is_idle: bool) -> list[Row]:
+    def _do_chore(
+        self, read: Callable[[], list[Row]], now: float, *, look: bool, is_idle: bool
+    ) -> list[Row]:
         follower = self._follower
         stored = _drain(self._stored)
         self._write_dead_letters(now)
@@ -146,7 +153,7 @@ class ShippingQueue(DeliveryQueue):
         if look:
             follower.look()
             self.looks += 1
-        return follower.read(room) if room else []
+        return read()
 
     def _write_dead_letters(self, now: float) -> None:
         """Erase the dead rows that a letter keeps. The others wait, and nothing waits for them."""
@@ -156,6 +163,14 @@ class ShippingQueue(DeliveryQueue):
             self._unkept = []
         kept: list[Row] = []
         unkept: list[Row] = []
+        stored = self._recorder.fence(dead, RECORDER_TIMEOUT) if self._recorder and dead else []
+        if stored is None:
+            dead, unkept = [], dead
+        elif stored:
+            self._stored_late += len(stored)
+            self._forget_letters(stored)
+            self._follower.release(stored)
+            dead = [row for row in dead if all(row is not other for other in stored)]
         for row in dead:
             (kept if self._keep(row) else unkept).append(row)
         self._follower.acknowledge(kept)
@@ -171,13 +186,22 @@ class ShippingQueue(DeliveryQueue):
     def chore_done(self, result: object, now: float) -> int:
         """Add what the chore read."""
         self._is_chore_out = False
+        self.stored += self._stored_late
+        self.dead -= self._stored_late
+        self._stored_late = 0
         rows: Any = result
+        if rows:
+            self._is_mixed = False
+            self._read_at = now
         self.absorb(list(rows or ()), now)
         return 0
 
     def succeeded(self, batch: Batch, answer: Answer, now: float) -> Verdict:
         """BigQuery answered the request with ``batch``."""
+        was_in_trouble = self._is_in_trouble
         verdict = super().succeeded(batch, answer, now)
+        if was_in_trouble and verdict.stored:
+            self._read_at = now
         self._stored.extend(verdict.stored)
         return verdict
 
@@ -193,6 +217,9 @@ class ShippingQueue(DeliveryQueue):
 
 KEEP_INTERVAL = 1.0
 """Seconds between two tries of a dead letter that the disk does not take."""
+
+CHOICE_INTERVAL = 2.0
+"""Seconds until it is looked again whose rows may be read, after there were none."""
 
 RECORDER_TIMEOUT = 30.0
 """Seconds that the recorder may take for what is pending."""

@@ -175,8 +175,11 @@ class Directory:
         opened = os.open(name, flags | _OPEN_FILE, 0o600, dir_fd=self.descriptor)
         descriptor = above_standard(opened)
         try:
-            if flags & os.O_CREAT:
-                os.fchmod(descriptor, self.access.value[1])  # whatever the umask
+            mode = self.access.value[1]
+            # Whatever the umask. What another member of the group made has its mode already, and
+            # only its owner may change it.
+            if flags & os.O_CREAT and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+                os.fchmod(descriptor, mode)
             self._check_file(name, os.fstat(descriptor))
         except OSError:
             os.close(descriptor)

@@ -300,6 +300,14 @@ def test_the_end_of_an_idle_connection_is_no_failure(
     assert server.numbers() == [0, 1]
 
 
+def test_a_new_connection_that_is_closed_as_idle_is_a_failure_and_no_loop(
+    server: ScriptedStorage, transport: StorageWriteTransport
+) -> None:
+    server.script(*[Cut(code=StatusCode.ABORTED, words=IDLE_WORDS)] * 9)
+    assert isinstance(transport.send(make_rows(range(1)), timeout=10), Failure)
+    assert len(server.requests) == 3
+
+
 def test_a_request_without_an_answer_ends_in_time_and_drops_its_connection(
     server: ScriptedStorage, transport: StorageWriteTransport
 ) -> None:

@@ -200,6 +200,8 @@ def test_it_says_now_and_then_how_far_it_is(
         def progress(self) -> Progress:
             return self.steps.pop(0)
 
+        def start(self) -> None: ...
+
     shipping = ship_module._Shipping.__new__(ship_module._Shipping)
     shipping._shipper = cast("Any", Shipper())
     with caplog.at_level("INFO", "lorc_eventlog"):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +41,10 @@ def line(number: int, **payload: Any) -> bytes:
 
 
 def write_segment(path: Path, name: str, content: bytes) -> None:
-    file = path / f"{name}.ship"
+    file = path / name
     file.write_bytes(content)
     file.chmod(0o600)
+    file.rename(path / f"{name}.ship")  # at once: a shipper may read and delete it
 
 
 def letters_in(path: Path) -> list[str]:
@@ -88,6 +93,64 @@ def test_a_directory_that_somebody_deleted_is_made_anew_for_the_letter(tmp_path:
     file.append(make_event(1), "invalid")
     file.close()
     assert len(letters_in(path)) == 1
+
+
+def test_a_letter_without_room_does_not_cut_off_that_of_another_shipper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "letters"
+    ours, others = DeadLetterFile(path), DeadLetterFile(path)
+    other = threading.Thread(target=others.append, args=(make_event(1), "invalid"))
+    write = os.write
+
+    def is_full(*_: object) -> int:
+        monkeypatch.setattr(os, "write", write)
+        other.start()
+        other.join(0.2)  # it waits until ours is cut off
+        return 0
+
+    monkeypatch.setattr(os, "write", is_full)
+    with pytest.raises(OSError, match="No space left"):
+        ours.append(make_event(2), "invalid")
+    other.join()
+    ours.append(make_event(3), "invalid")
+    assert [json.loads(letter)["event"]["payload"]["number"] for letter in letters_in(path)] == [
+        1,
+        3,
+    ]
+    ours.close()
+    others.close()
+
+
+def test_whoever_keeps_the_file_locked_is_not_waited_for_with_each_letter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "letters"
+    file = DeadLetterFile(path)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with path.open() as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        for _ in range(100):
+            with pytest.raises(OSError, match="has it locked"):
+                file.append(make_event(1), "invalid")
+    assert sum(pauses) < 1.5
+    file.append(make_event(1), "invalid")
+    file.close()
+    assert len(letters_in(path)) == 1
+
+
+def test_letters_are_kept_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    file = DeadLetterFile(tmp_path / "letters")
+    file.append(make_event(1), "invalid")
+    file.close()
+    assert len(letters_in(tmp_path / "letters")) == 1
 
 
 def test_a_pipe_in_its_place_is_an_error_and_is_not_waited_for(tmp_path: Path) -> None:

@@ -152,6 +152,23 @@ def test_a_fence_that_cannot_be_put_up_is_tried_again(
     assert streams.stored() == {"a": 1}
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_what_is_given_up_is_fenced_and_may_be_stored_after_all(
+    streams: Answers, disk: FakeDisk, application: Application, *, is_stored: bool
+) -> None:
+    log(application, "a", "b")
+    streams.faults.append("lost" if is_stored else "cut")
+    shipper = Shipper(disk, streams, [])
+    shipper.step(1)
+    a, b = shipper._waiting[0], *shipper._follower.read(1)
+    assert shipper._transport.fence([b], 1.0) == []
+    assert not shipper._transport.is_settled
+    streams.finalizes.append(UNKNOWN)
+    assert shipper._transport.fence([a, b], 1.0) is None
+    assert shipper._transport.fence([a, b], 1.0) == [a] * is_stored
+    assert streams.stored()["a"] == is_stored
+
+
 @pytest.mark.parametrize("is_unanswered", [True, False])
 def test_a_stream_that_is_gone_is_replaced_and_what_may_be_twice_is_said(
     streams: Answers,

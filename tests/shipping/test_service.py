@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -89,6 +90,35 @@ def test_an_outage_is_waited_out(
         assert progress.retries > 0
         assert progress.last_success is not None
     assert sorted(set(numbers_in(scripted))) == [*range(50)]
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(
+    scripted: ScriptedBigQuery,
+    path: Path,
+    appender: SegmentAppender,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    append(appender, range(5))
+    start = threading.Thread.start
+    tries: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if "sender" not in thread.name:
+            start(thread)
+            return
+        tries.append(thread.name)
+        raise RuntimeError("can't start new thread")
+
+    with Records() as records, monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        with shipping(path) as shipper:
+            shipper.start()
+            assert len(tries) == 2
+            assert str(records.texts(40)).count("lets the shipper start a thread") == 1
+            limited.undo()
+            shipper.start()
+            assert shipper.wait_until(lambda progress: progress.delivered == 5, 20)
+    assert numbers_in(scripted) == [*range(5)]
 
 
 def test_a_refused_event_is_a_dead_letter_that_only_its_owner_can_read(

@@ -14,6 +14,11 @@ import pytest
 from grpc import StatusCode
 
 from harness import eventually
+from lorc_eventlog.bigquery.storage_stream import StreamClient
+from lorc_eventlog.bigquery.transport import Failure, Reason
+from lorc_eventlog.delivery import suspicion
+from lorc_eventlog.delivery.batch import Verdict
+from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
 from lorc_eventlog.shipping import requirements
@@ -120,6 +125,67 @@ def test_a_stream_is_made_at_the_start_and_for_each_fence_and_for_nothing_else(
             assert server.calls["FinalizeWriteStream"] == fences
             assert server.calls["CreateWriteStream"] == 1 + fences
         assert server.numbers() == [*range(20), *range(30, 50)]
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["never stored", "stored late"])
+def test_a_row_that_breaks_each_request_is_a_dead_letter_or_stored_and_costs_no_other_row(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, is_late: bool
+) -> None:
+    """When it is given up, nobody knows what becomes of its last copy."""
+    monkeypatch.setattr(suspicion, "PATIENCE_WITH_A_ROW", 0.0)
+    append, failed = StreamClient.append, DeliveryQueue.failed
+    copies: list[tuple[Any, ...]] = []
+    dead: list[object] = []
+
+    def break_it(client: StreamClient, stream: str, offset: int, rows: Any, timeout: float) -> Any:
+        if b'"number":5,' not in rows.data:
+            return append(client, stream, offset, rows, timeout)
+        copies.append((client, stream, offset, rows, 10.0))
+        if dead:  # it is mended now
+            return append(*copies[-1])
+        return Failure(Reason("INTERNAL"), None, may_be_the_rows=True, stored="unknown")
+
+    def note(*arguments: Any, **times: Any) -> Verdict:
+        verdict = failed(*arguments, **times)
+        dead.extend(verdict.dead)
+        if verdict.dead and is_late:
+            append(*copies[-1])
+        return verdict
+
+    finalize = StreamClient.finalize
+    fences: list[str] = []
+
+    def finalize_late(client: StreamClient, stream: str, timeout: float) -> Any:
+        fences.extend([stream] * bool(dead))
+        if 0 < len(fences) < 4:
+            return Failure(Reason("no answer"), None, may_be_the_rows=False, stored="unknown")
+        return finalize(client, stream, timeout)
+
+    monkeypatch.setattr(StreamClient, "finalize", finalize_late)
+    monkeypatch.setattr(StreamClient, "append", break_it)
+    monkeypatch.setattr(DeliveryQueue, "failed", note)
+    with storage(monkeypatch) as server:
+        write(path, range(10))
+        settings = Settings(path, TABLE, interval=0.05, transport="grpc", exactly_once=True)
+        shipper = Shipper(settings)
+        shipper.start()
+
+        def is_known(count: int) -> bool:
+            return bool(dead) or shipper.progress().delivered >= count
+
+        numbers = iter(range(10, 200))
+        while not dead:
+            number = next(numbers)
+            write(path, range(number, number + 1))
+            eventually(partial(is_known, number), 60)
+        assert shipper.wait_until(lambda progress: progress.is_empty, 60), shipper.progress()
+        delivered, rejected = shipper.progress().delivered, shipper.progress().rejected
+        shipper.close()
+        stored = sorted(server.numbers())
+    assert (delivered, rejected) == (len(stored), not is_late)
+    letters = (path / "dead-letters.jsonl").read_text().splitlines()
+    assert (stored.count(5), len(letters)) == ((1, 0) if is_late else (0, 1))
+    assert [n for n in stored if n != 5] == [n for n in range(number + 1) if n != 5]
 
 
 def is_delivered(shipper: Shipper, count: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -55,6 +56,21 @@ def test_a_group_shares_directory_and_files_through_the_setgid_bit(tmp_path: Pat
     assert found.access is Access.GROUP
     assert found.names() == ["file"]
     found.close()
+    directory.close()
+
+
+def test_a_member_of_the_group_opens_what_another_member_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the owner of a file may change its mode, also to what it is."""
+    directory = Directory(tmp_path / "spool", access=Access.GROUP, create=True)
+    os.close(directory.open("file", os.O_WRONLY | os.O_CREAT))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    os.close(directory.open("file", os.O_WRONLY | os.O_CREAT))
     directory.close()
 
 
@@ -184,5 +200,9 @@ def test_a_file_whose_mode_cannot_be_set_is_not_used(
         raise PermissionError(1, "not permitted")
 
     monkeypatch.setattr(os, "fchmod", refuse)
-    with pytest.raises(PermissionError):
-        directory.open("a", os.O_RDWR | os.O_CREAT)
+    before = os.umask(0o277)
+    try:
+        with pytest.raises(PermissionError):
+            directory.open("a", os.O_RDWR | os.O_CREAT)
+    finally:
+        os.umask(before)
