@@ -202,5 +202,5 @@ def _runs(value: Any) -> tuple[Run, ...]:
 def _run(segment: str, start: int, end: int) -> Run:
     # Who shares the directory may have written the ledger, and a run is overwritten with blanks.
     if "/" in segment or "\0" in segment or not 0 <= start < end <= start + MAX_LENGTH:
-        raise ValueError(segment)
+        raise ValueError
     return Run(segment, start, end)

@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 
 from lorc_eventlog.shipping.books import Books
 from lorc_eventlog.shipping.ledger import (
+    MAX_LENGTH,
     MAX_RUN_BYTES,
     MAX_RUNS,
     SLOT_BYTES,
@@ -106,6 +108,7 @@ def test_a_record_of_another_shape_does_not_count(directory: Directory, line: by
         Run("\0.ship", 0, 5),
         Run("a.ship", -1, 5),
         Run("a.ship", 5, 5),
+        Run("a.ship", 0, MAX_LENGTH + 1),
         Run("a.ship", 0, 2**60),
     ],
 )
@@ -120,9 +123,25 @@ def test_a_record_that_names_what_no_segment_holds_does_not_count(
     ledger.write(stream="s", end=1, stored=[run], intent=None)
     ledger.close()
     ledger = Ledger(directory, NAME)
+    assert ledger.records == []
     assert Books(ledger, Lines(directory)).recover() is None
     ledger.close()
     assert victim.read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize("run", [Run("a.ship", 0, 1), Run("a.ship", 7, 7 + MAX_LENGTH)])
+def test_a_record_of_the_shortest_or_the_longest_run_counts(directory: Directory, run: Run) -> None:
+    ledger = Ledger(directory, NAME)
+    record = ledger.write(stream="s", end=1, stored=[run], intent=None)
+    ledger.close()
+    ledger = Ledger(directory, NAME)
+    assert ledger.records == [record]
+    ledger.close()
+
+
+def test_the_size_of_a_run_is_that_of_its_json_with_the_largest_numbers() -> None:
+    name = "a\x01ä.ship"
+    assert run_bytes(name) == len(orjson.dumps([name, 2**63, 2**63])) + len(",")
 
 
 def test_the_most_runs_fit_into_a_slot_twice(directory: Directory) -> None:
