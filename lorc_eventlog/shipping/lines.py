@@ -84,8 +84,11 @@ class Lines:
 
 
 def _blank(file: File, run: Run) -> None:
-    for start in range(run.start, run.end, ERASED_BYTES):
-        end = min(start + ERASED_BYTES, run.end)
+    # Somebody may have truncated it, and what its process appends then is something else. The last
+    # line may lack only its line break.
+    stop = min(run.end, file.status().st_size + 1)
+    for start in range(run.start, stop, ERASED_BYTES):
+        end = min(start + ERASED_BYTES, stop)
         file.write(BLANK * (end - start - 1) + b"\n", start)
 
 

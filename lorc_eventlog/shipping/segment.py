@@ -183,7 +183,10 @@ class Segment:
 
     def measure(self) -> None:
         """Look how large it is."""
-        self.size = max(self.directory.size(self.name), self.read_to)
+        size = self.directory.size(self.name)
+        if size + 1 < self.read_to and not self.held.count:
+            self.read_to = 0  # somebody truncated it (the last line may lack its line break)
+        self.size = max(size, self.read_to)
 
     def read(self, limit: int) -> tuple[list[Row], list[Place]]:
         """Read at most ``limit`` events, and say where each is."""

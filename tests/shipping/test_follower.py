@@ -535,3 +535,21 @@ def test_what_a_living_process_has_not_finished_is_left_to_it(
         file.close()
     follower.look()
     assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_is_appended_after_somebody_truncated_the_segment_is_read(
+    path: Path, follower: Follower, appender: SegmentAppender, *, is_held: bool
+) -> None:
+    append(appender, *range(20))
+    rows = read(follower)
+    if not is_held:
+        follower.acknowledge(rows)
+    (segment,) = path.glob("*.ship")
+    os.truncate(segment, 0)
+    if is_held:
+        follower.look()
+        follower.acknowledge(rows)
+        assert segment.stat().st_size == 0
+    append(appender, 20, 21)
+    assert [row["event_type"] for row in read(follower)] == ["test.20", "test.21"]

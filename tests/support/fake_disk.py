@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 
 class Killed(BaseException):
@@ -133,6 +135,9 @@ class FakeFile:
         self._disk = disk
         self._inode = inode
         self._owner = owner
+
+    def status(self) -> Any:
+        return SimpleNamespace(st_size=len(self._inode.data))
 
     def read(self, length: int, offset: int) -> bytes:
         return bytes(self._inode.data[offset : offset + length])
