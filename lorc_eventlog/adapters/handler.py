@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lorc_eventlog.adapters.base import Adapter
 from lorc_eventlog.adapters.records import OF_LOGGING, OF_STRUCTLOG, inside, others, place_of
 from lorc_eventlog.adapters.redaction import HIDDEN, revealed
-from lorc_eventlog.delivery.options import check
+from lorc_eventlog.delivery.options import check_flag
 from lorc_eventlog.diagnostics import is_about_delivery, loss, say_on_stderr
 from lorc_eventlog.events.row import draft_at
 from lorc_eventlog.lifecycle.signals import background_thread
@@ -75,12 +75,7 @@ class BigQueryEventHandler(Adapter, logging.Handler):
         payload_from_extra: bool = False,
         **writer_options: Unpack[WriterKeywords],
     ) -> None:
-        check(
-            isinstance(payload_from_extra, bool),
-            "payload_from_extra",
-            payload_from_extra,
-            "true or false",
-        )
+        check_flag("payload_from_extra", payload_from_extra)
         Adapter.__init__(
             self, bq_client, source=source, background=background, writer=writer, **writer_options
         )

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 FILE_NAME = "dead-letters.jsonl"
 """Where dead letters go unless a file is named: in the spool directory."""
 
-# O_NONBLOCK, because opening a pipe that somebody put there would wait for its other end.
 TRIES = 50
 PAUSE = 0.02
-"""A shipper of another table that writes to the same file has it locked for a moment."""
+"""So often, and so many seconds apart, the lock of the file is tried: a shipper of another table
+that writes to the same file has it for a moment."""
 
+# O_NONBLOCK, because opening a pipe that somebody put there would wait for its other end.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -111,10 +112,8 @@ class DeadLetterFile:
         Raises:
             OSError: Somebody has it locked for long.
         """
-        tries, self._tries = (
-            self._tries,
-            1,
-        )  # nobody is waited for twice
+        tries = self._tries
+        self._tries = 1  # nobody is waited for twice
         while not _try_lock(descriptor):
             tries -= 1
             if not tries:

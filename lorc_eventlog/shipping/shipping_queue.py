@@ -157,31 +157,32 @@ class ShippingQueue(TurnsQueue):
 
     def _write_dead_letters(self, now: float) -> None:
         """Erase the dead rows that a letter keeps. The others wait, and nothing waits for them."""
-        dead = _drain(self._dead)
-        if now >= self._keep_at or not self.is_reading:
-            dead = self._unkept + dead
-            self._unkept = []
-        kept: list[Row] = []
-        unkept: list[Row] = []
-        stored = self._recorder.fence(dead, RECORDER_TIMEOUT) if self._recorder and dead else []
-        if stored is None:
-            dead, unkept = [], dead
-        elif stored:
+        # Hazard: whatever is raised here, a row that no letter keeps must stay among them.
+        self._unkept += _drain(self._dead)
+        if not self._unkept or (now < self._keep_at and self.is_reading):
+            return
+        self._keep_at = now + KEEP_INTERVAL
+        stored: list[Row] | None = []
+        if self._recorder is not None:
+            stored = self._recorder.fence(self._unkept, RECORDER_TIMEOUT)
+        if stored:
             self._stored_late += len(stored)
+            self._unkept = _without(self._unkept, stored)
             self._forget_letters(stored)
             self._follower.release(stored)
-            dead = [row for row in dead if all(row is not other for other in stored)]
-        for row in dead:
-            (kept if self._keep(row) else unkept).append(row)
-        self._follower.acknowledge(kept)
-        if not unkept:
-            return
-        if self.is_reading:
-            self._unkept += unkept
-            self._keep_at = now + KEEP_INTERVAL
-        else:
-            self._left += len(unkept)
-            self._follower.leave(unkept)
+        if stored is not None:
+            kept: list[Row] = []
+            try:
+                kept += (row for row in self._unkept if self._keep(row))
+            finally:
+                self._unkept = _without(self._unkept, kept)
+                self._follower.acknowledge(kept)
+        if not self._unkept:
+            self._keep_at = now
+        elif not self.is_reading:
+            self._left += len(self._unkept)
+            self._follower.leave(self._unkept)
+            self._unkept = []
 
     def chore_done(self, result: object, now: float) -> int:
         """Add what the chore read."""
@@ -206,7 +207,7 @@ class ShippingQueue(TurnsQueue):
         return verdict
 
     def dead_lettered(self, batch: Batch, letters: list[DeadLetter]) -> None:
-        """``letters`` are in the file of dead letters: now they are settled."""
+        """``letters`` are known: a chore writes them, and erases their rows."""
         super().dead_lettered(batch, letters)
         self._dead.extend(letter.row for letter in letters)
 
@@ -223,6 +224,12 @@ CHOICE_INTERVAL = 2.0
 
 RECORDER_TIMEOUT = 30.0
 """Seconds that the recorder may take for what is pending."""
+
+
+def _without(rows: list[Row], others: list[Row]) -> list[Row]:
+    # By identity: the same event may be in the directory twice.
+    left_out = set(map(id, others))
+    return [row for row in rows if id(row) not in left_out]
 
 
 def _drain(rows: deque[Row]) -> list[Row]:

@@ -33,6 +33,10 @@ DOWN = Failure(Reason("503"), None, may_be_the_rows=False, stored="no")
 BAD, GOOD = "test.bad", "test.good"
 
 
+class UnexpectedError(Exception):
+    pass
+
+
 class Machine:
     """A shipper's queue over a real directory, with one sender, a clock, and a table.
 
@@ -48,6 +52,8 @@ class Machine:
         self.most_held = 0
         self.is_table_wrong = False
         self.is_down = False
+        self.breaks_at: int | None = None
+        """After so many dead letters, one ends in an exception that nobody foresaw."""
         self._path = path
         self._directory = Directory(path, access=Access.OWNER, create=True)
         self.follower = Follower(self._directory, Lines(self._directory), TABLE, Notes())
@@ -94,7 +100,11 @@ class Machine:
         queue = self.queue
         take = queue.take(self.now, alone=False)
         if take.chore is not None:
-            queue.chore_done(take.chore(), self.now)
+            try:
+                result = take.chore()
+            except UnexpectedError:
+                result = None
+            queue.chore_done(result, self.now)
             self.now += 0.001
         elif take.batch is None:
             assert take.wait is not None
@@ -118,6 +128,9 @@ class Machine:
                 yield RefusedRow(index, Reason("no such field"), "no", is_about_payload=False)
 
     def _keep(self, row: Row) -> bool:
+        if self.breaks_at == sum(self.dead.values()):
+            self.breaks_at = None
+            raise UnexpectedError
         self._count(self.dead, [row])
         return True
 
@@ -211,3 +224,14 @@ def test_an_outage_beside_rows_in_doubt_does_not_fill_the_memory(machine: Machin
     assert machine.most_held < 2 * CAPACITY + BATCH_ROWS
     machine.is_down = False
     assert machine.run(300, stored(machine, 6 * CAPACITY + 10))
+
+
+def test_a_dead_letter_that_ends_in_an_exception_is_written_by_the_next_chore(
+    machine: Machine,
+) -> None:
+    machine.breaks_at = 3
+    machine.log(1, *[BAD, GOOD] * 5)
+    assert machine.run(60, lambda: machine.queue.looks > 1 and machine.queue.is_settled)
+    assert machine.breaks_at is None
+    assert machine.dead == {BAD: 5}
+    assert machine.stored == {GOOD: 5}
