@@ -13,7 +13,7 @@ from exactly_once import TABLE, Application, FakeStreams, Shipper
 from fake_disk import FakeDisk
 from lorc_eventlog.bigquery.storage_messages import EncodedRows, encode_rows
 from lorc_eventlog.bigquery.storage_stream import AlreadyExists, Gone, StreamClient, Unusable
-from lorc_eventlog.bigquery.transport import Failure, Reason, Refusal
+from lorc_eventlog.bigquery.transport import Answer, Failure, Reason, Refusal
 from lorc_eventlog.lifecycle import clock
 from lorc_eventlog.shipping import pending, stream_maker
 from lorc_eventlog.shipping.ledger import MAX_RUN_BYTES, MAX_RUNS, run_bytes
@@ -167,6 +167,40 @@ def test_what_is_given_up_is_fenced_and_may_be_stored_after_all(
     assert shipper._transport.fence([a, b], 1.0) is None
     assert shipper._transport.fence([a, b], 1.0) == [a] * is_stored
     assert streams.stored()["a"] == is_stored
+
+
+def test_a_row_that_is_stored_after_all_is_not_sent_again_because_another_was_given_up(
+    streams: Answers, disk: FakeDisk, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(application, "a", "b")
+    streams.faults.append("lost")
+    shipper = Shipper(disk, streams, [])
+    shipper.step(2)
+    a, b = shipper._waiting
+    timeouts: list[float] = []
+
+    def finalize(stream: str, timeout: float) -> Any:
+        timeouts.append(timeout)
+        return FakeStreams.finalize(streams, stream, timeout)
+
+    monkeypatch.setattr(streams, "finalize", finalize)
+    assert shipper._transport.fence([a], 100.0) == [a]
+    assert 50.0 < timeouts[0] <= 100.0
+    assert shipper._transport.send([b], timeout=1.0) == Answer()
+    assert streams.stored() == {"a": 1, "b": 1}
+
+
+def test_a_request_that_may_fail_because_of_a_row_makes_way_for_other_rows(
+    streams: Answers, disk: FakeDisk, application: Application
+) -> None:
+    log(application, "a", "b")
+    streams.appends.append(UNKNOWN)
+    shipper = Shipper(disk, streams, [])
+    shipper.step(1)
+    (b,) = shipper._follower.read(1)
+    assert shipper._transport.send([b], timeout=1.0) == Answer()
+    first, second = streams.streams.values()
+    assert (first.is_finalized, first.rows, second.rows) == (True, [], ["b"])
 
 
 @pytest.mark.parametrize("is_unanswered", [True, False])
