@@ -15,6 +15,7 @@ import click
 
 from lorc_eventlog.bigquery.table import events_table
 from lorc_eventlog.cli.output import Trouble, examples, quiet_grpc, transport_options
+from lorc_eventlog.cli.seconds import Seconds
 from lorc_eventlog.delivery.sinks import require_bigquery
 from lorc_eventlog.diagnostics import logger
 from lorc_eventlog.lifecycle import clock
@@ -39,7 +40,7 @@ TICK = 0.1
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--interval",
-    type=click.FloatRange(0.01, 3600),
+    type=Seconds(0.01, 3600),
     default=1.0,
     show_default=True,
     help="Seconds between two looks at the directory.",
@@ -55,7 +56,7 @@ TICK = 0.1
 )
 @click.option(
     "--term-timeout",
-    type=click.FloatRange(0, 86_400),
+    type=Seconds(0, 86_400),
     default=10.0,
     show_default=True,
     help="Seconds that --on-term stop may take.",

@@ -25,6 +25,7 @@ from lorc_eventlog.cli.query import (
     ingestion_partitions,
     run_query,
 )
+from lorc_eventlog.cli.seconds import Seconds
 from lorc_eventlog.cli.selection import (
     Selection,
     arriving,
@@ -58,14 +59,6 @@ def as_duration(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     return timedelta(**{DURATION_UNITS[match[2]]: int(match[1])})
 
 
-def as_interval(_: click.Context, __: click.Parameter, value: float) -> float:
-    """Refuse also nan, which click finds in every range."""
-    if not 0.1 <= value <= 3600:
-        msg = f"{value} is not from 0.1 to 3600"
-        raise click.BadParameter(msg)
-    return value
-
-
 @click.command(
     epilog=examples(
         "lorc-eventlog tail --type 'email.*' --since 10m",
@@ -96,11 +89,10 @@ def as_interval(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option("-f", "--follow", is_flag=True, help="Go on and show events as they arrive.")
 @click.option(
     "--interval",
-    metavar="SECONDS",
-    callback=as_interval,
+    type=Seconds(0.1, 3600),
     default=1.0,
     show_default=True,
-    help="From one query to the next with -f, 0.1 to 3600.",
+    help="From one query to the next with -f.",
 )
 @click.option("--show-data", is_flag=True, help="Show subject_id and payload, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")

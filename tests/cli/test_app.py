@@ -72,6 +72,8 @@ def test_a_command_line_that_is_not_understood_exits_with_2() -> None:
     assert run("tail", "--limit", "0").exit_code == 2
     for interval in ("0", "3601", "nan", "inf", "1e20", "now"):
         assert run("tail", "--interval", interval).exit_code == 2
+        assert run("ship", ".", "--interval", interval).exit_code == 2
+    assert run("ship", ".", "--term-timeout", "nan").exit_code == 2
     assert run("emit", "a.b", "--source", "s").exit_code == 2
     assert run("spool", "/does/not/exist").exit_code == 2
 
