@@ -37,11 +37,6 @@ HEADER = encode_line(header_of(TABLE))
 ERRORS = 40
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
 def line(number: int, size: int = 0) -> bytes:
     payload = {"number": number, "text": "x" * size}
     return encode_line(row_at(time.time(), "test.happened", payload, "tests"))

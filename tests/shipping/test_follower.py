@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,48 +15,10 @@ from lorc_eventlog.shipping import segment as segment_module
 from lorc_eventlog.shipping.follower import Follower, Found
 from lorc_eventlog.shipping.lines import Lines
 from lorc_eventlog.shipping.segment import Segment
-from lorc_eventlog.spool.directory import Access, Directory
+from lorc_eventlog.spool.directory import Directory
 from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender, header_of
-
-TABLE = "dataset.events"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
-@pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def directory(path: Path) -> Iterator[Directory]:
-    opened = Directory(path, access=Access.OWNER, create=True)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def follower(directory: Directory, notes: Notes) -> Follower:
-    return Follower(directory, Lines(directory), TABLE, notes)
-
-
-@pytest.fixture
-def appender(path: Path, notes: Notes) -> Iterator[SegmentAppender]:
-    made = make_appender(path, notes)
-    yield made
-    made.abandon()
-
-
-def make_appender(
-    path: Path, notes: Notes, *, table: str = TABLE, max_bytes: int = 2**24
-) -> SegmentAppender:
-    return SegmentAppender(
-        path, access=Access.OWNER, table=table, max_bytes=max_bytes, durable=False, notes=notes
-    )
+from shippers import TABLE, make_appender
 
 
 def make_row(number: int) -> Row:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -25,18 +24,11 @@ from lorc_eventlog.shipping.ledger import (
     run_bytes,
 )
 from lorc_eventlog.shipping.lines import Lines
-from lorc_eventlog.spool.directory import Access, Directory
+from lorc_eventlog.spool.directory import Directory
 
 NAME = "shipper.ledger"
 RUN = Run("segment.ship", 10, 20)
 INTENT = Intent("stream", 3, 1, (RUN,), "0f")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Directory]:
-    opened = Directory(tmp_path / "spool", access=Access.OWNER, create=True)
-    yield opened
-    opened.close()
 
 
 def test_a_new_ledger_is_empty_allocated_and_readable_by_its_owner_alone(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from harness import eventually
 from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.events.row import row_at
 from lorc_eventlog.shipping.follower import Follower
-from lorc_eventlog.shipping.lines import Lines
-from lorc_eventlog.spool.directory import Access, Directory, File
+from lorc_eventlog.spool.directory import Directory, File
 from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender, header_of
 from scripted_bigquery import ScriptedBigQuery
@@ -22,32 +20,6 @@ from scripted_storage import ScriptedStorage
 from shippers import TABLE, shipping
 
 HEADER = encode_line(header_of(TABLE))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
-@pytest.fixture
-def notes() -> Notes:
-    return Notes()
-
-
-@pytest.fixture
-def follower(path: Path, notes: Notes) -> Iterator[Follower]:
-    directory = Directory(path, access=Access.OWNER, create=True)
-    yield Follower(directory, Lines(directory), TABLE, notes)
-    directory.close()
-
-
-@pytest.fixture
-def appender(path: Path, notes: Notes) -> Iterator[SegmentAppender]:
-    made = SegmentAppender(
-        path, access=Access.OWNER, table=TABLE, max_bytes=2**30, durable=False, notes=notes
-    )
-    yield made
-    made.abandon()
 
 
 def line(number: int) -> bytes:

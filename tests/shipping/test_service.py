@@ -10,7 +10,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,12 @@ from lorc_eventlog.shipping.dead_letters import DeadLetterFile
 from lorc_eventlog.shipping.lock import AnotherShipperError
 from lorc_eventlog.shipping.metrics import serving
 from lorc_eventlog.shipping.service import Settings, Shipper
-from lorc_eventlog.spool.directory import Access, Directory, UntrustedError
+from lorc_eventlog.spool.directory import Directory, UntrustedError
 from lorc_eventlog.spool.format import encode_line
 from lorc_eventlog.spool.shipped import SegmentAppender
 from scripted_bigquery import ScriptedBigQuery, reset_after_storing, status
 from scripted_storage import Cut, ScriptedStorage
-from shippers import TABLE, shipping
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
-@pytest.fixture
-def appender(path: Path) -> Iterator[SegmentAppender]:
-    made = make_appender(path)
-    yield made
-    made.abandon()
-
-
-def make_appender(path: Path, table: str = TABLE) -> SegmentAppender:
-    return SegmentAppender(
-        path, access=Access.OWNER, table=table, max_bytes=2**30, durable=False, notes=Notes()
-    )
+from shippers import TABLE, make_appender, shipping
 
 
 def append(appender: SegmentAppender, numbers: range, **payload: Any) -> None:
@@ -261,7 +242,7 @@ def test_a_shipper_that_is_closed_leaves_nothing_open(
 
 def ship_one(path: Path, number: int, *, exactly_once: bool) -> int:
     """Ship one event; how many descriptors are open afterwards."""
-    appender = make_appender(path)
+    appender = make_appender(path, Notes())
     append(appender, range(number, number + 1))
     appender.abandon()
     with shipping(path, transport="grpc", exactly_once=exactly_once) as shipper:
@@ -390,7 +371,7 @@ def test_every_transport_delivers_to_an_emulator_that_others_wrote(
     settings: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", whole_emulator.storage)
-    appender = make_appender(path, events_table)
+    appender = make_appender(path, Notes(), table=events_table)
     append(appender, range(200))
     appender.close_segment()
     with shipping(path, table=events_table, **settings) as shipper:

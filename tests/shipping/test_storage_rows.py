@@ -33,11 +33,6 @@ TABLE = "dataset.events"
 SECRET = "Kidney"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
 @contextmanager
 def storage(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[ScriptedStorage]:
     with ScriptedStorage(**options) as server:

@@ -7,9 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorc_eventlog.diagnostics import Notes
 from lorc_eventlog.shipping.service import Settings, Shipper
+from lorc_eventlog.spool.directory import Access
+from lorc_eventlog.spool.shipped import SegmentAppender
 
 TABLE = "dataset.events"
+
+
+def make_appender(
+    path: Path,
+    notes: Notes,
+    *,
+    table: str = TABLE,
+    max_bytes: int = 2**24,
+    durable: bool = False,
+) -> SegmentAppender:
+    """Make what an application writes to a spool directory with."""
+    return SegmentAppender(
+        path, access=Access.OWNER, table=table, max_bytes=max_bytes, durable=durable, notes=notes
+    )
 
 
 @contextmanager
