@@ -156,8 +156,8 @@ class _Shipping:
     def _replace(self, signals: _Signals) -> None:
         """Ship from the directory that applications write to now."""
         logger.error(
-            "%s was deleted or replaced, or the lock in it: what is in memory is delivered, then "
-            "the directory that is there now",
+            "%s was deleted or replaced, or the lock or the ledger in it: what is in memory is "
+            "delivered, then the directory that is there now",
             self._settings.directory,
         )
         self._shipper.stop_reading()

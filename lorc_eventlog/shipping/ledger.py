@@ -90,13 +90,14 @@ class Ledger:
     """
 
     def __init__(self, directory: Directory, name: str) -> None:
-        self._file = directory.open_file(name, os.O_RDWR | os.O_CREAT)
+        self.file = directory.open_file(name, os.O_RDWR | os.O_CREAT)
+        """The open file."""
         with contextlib.ExitStack() as undo:
-            undo.callback(self._file.close)
-            self._file.allocate(SLOTS * SLOT_BYTES)
+            undo.callback(self.file.close)
+            self.file.allocate(SLOTS * SLOT_BYTES)
             self.records = self._read()
             """The records that were found, the oldest first; all but the last are history."""
-            self._file.force()
+            self.file.force()
             directory.force()
             undo.pop_all()
         self._number = self.records[-1].number if self.records else 0
@@ -104,13 +105,13 @@ class Ledger:
     def _read(self) -> list[Record]:
         records = []
         for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES):
-            slot = self._file.read(SLOT_BYTES, start)
+            slot = self.file.read(SLOT_BYTES, start)
             record = _decode(slot)
             if record is not None:
                 # Hazard: the shipper before may have been killed, or met an error, before this was
                 # on the disk; after an error the kernel takes it for written, and force does
                 # nothing. So it is written anew before anybody relies on it.
-                self._file.write(slot, start)
+                self.file.write(slot, start)
                 records.append(record)
         return sorted(records, key=lambda record: record.number)
 
@@ -130,14 +131,14 @@ class Ledger:
         """
         record = Record(self._number + 1, stream, end, tuple(stored), intent)
         line = _encode(record)
-        self._file.write(line.ljust(SLOT_BYTES), self.next_slot * SLOT_BYTES)
-        self._file.force()
+        self.file.write(line.ljust(SLOT_BYTES), self.next_slot * SLOT_BYTES)
+        self.file.force()
         self._number = record.number
         return record
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self.file.close()
 
 
 def run_bytes(segment: str) -> int:

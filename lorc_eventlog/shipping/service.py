@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,8 +103,10 @@ class Shipper:
             undo.callback(self._directory.close)
             if settings.exactly_once:
                 check_disk(self._directory)
-            self._lock_file = take_lock(self._directory, settings.table)
-            undo.callback(self._lock_file.close)
+            lock_file = take_lock(self._directory, settings.table)
+            undo.callback(lock_file.close)
+            self._own_files = {lock_name(settings.table): lock_file}
+            """What nobody may delete as long as this shipper runs."""
             letters = settings.dead_letters or settings.directory / FILE_NAME
             self._dead_letters = DeadLetterFile(letters)
             undo.callback(self._dead_letters.close)
@@ -168,6 +171,7 @@ class Shipper:
 
         ledger = Ledger(self._directory, ledger_name(settings.table))
         undo.callback(ledger.close)
+        self._own_files[ledger_name(settings.table)] = ledger.file
         transport = ExactlyOnceTransport(
             settings.table,
             client=StreamClient(),
@@ -238,14 +242,15 @@ class Shipper:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody deleted the directory or the lock, or put another in its place.
+        """Whether somebody deleted the directory, the lock or the ledger, or put another there.
 
-        Applications then write to a new directory, which takes another shipper. Without the lock
-        nobody would know that this one ships, and a second one could.
+        Applications then write to a new directory, which takes another shipper. Without the lock a
+        second one could ship besides, and without the ledger the next one would send again what is
+        on its way if this one were killed.
         """
-        lock = lock_name(self._settings.table)
         with contextlib.suppress(OSError):
-            return self._follower.is_lost or not self._directory.holds(lock, self._lock_file)
+            are_there = itertools.starmap(self._directory.holds, self._own_files.items())
+            return self._follower.is_lost or not all(are_there)
         return False
 
     def stop_reading(self) -> None:

@@ -195,6 +195,19 @@ def test_a_shipper_whose_lock_is_gone_is_lost(scripted: ScriptedBigQuery, path: 
             assert not other.is_lost
 
 
+def test_a_shipper_whose_ledger_is_gone_is_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one would not know what this one was sending when it was killed."""
+    with ScriptedStorage() as server:
+        monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", server.address)
+        with shipping(path, transport="grpc", exactly_once=True) as shipper:
+            assert not shipper.is_lost
+            (ledger,) = path.glob("*.ledger")
+            ledger.unlink()
+            assert shipper.is_lost
+
+
 def test_a_lock_that_cannot_be_looked_at_is_not_gone(
     scripted: ScriptedBigQuery, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
