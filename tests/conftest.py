@@ -29,10 +29,16 @@ PROCESS = Path(__file__).parent / "process"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in ``tests/process``; tests elsewhere that start processes say so."""
+    """Mark everything in ``tests/process``; tests elsewhere that start processes say so.
+
+    Tests that ``LORC_EVENTLOG_SOAK=seconds`` makes longer may take so much longer.
+    """
+    soak = float(os.environ.get("LORC_EVENTLOG_SOAK", "0"))
     for item in items:
         if item.path.is_relative_to(PROCESS):
             item.add_marker(pytest.mark.process)
+        if soak and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300 + 2 * soak))
 
 
 NOTED = {
