@@ -91,7 +91,7 @@ class FreshRows:
         if portion is not None and portion.position + len(portion.rows) < self.position:
             portion = None  # some were skipped
         while left:
-            if portion is None or len(portion.rows) >= self._batch_rows:
+            if portion is None:
                 portion = _Portion(self.position, since)
                 new: tuple[_Portion, ...] = (portion,)
             else:

@@ -50,6 +50,10 @@ def test_a_value_is_blanked_however_it_is_written(message: str, value: str) -> N
     assert redact(f"Bad value: {message}", [make_row(value)]) == "Bad value: …"
 
 
+def test_bytes_that_are_no_text_are_shown_as_what_cannot_be_read() -> None:
+    assert redact(r"Bad \377\376 value", [make_row(x="Ada")]) == "Bad … value"
+
+
 LARGE = make_row(x="diabetes and some words " * (MOST_COMPARED // 20))
 
 

@@ -17,6 +17,16 @@ def test_a_refusal_of_the_first_copy_leaves_the_second_to_decide(clock: Clock) -
     assert clock.queue.in_doubt is not None
 
 
+def test_an_interrupted_first_copy_leaves_the_second_to_decide(clock: Clock) -> None:
+    first = take_new(clock, 1)
+    clock.queue.duplicate_in_flight(clock.now, older_than=0.0)
+    second = clock.take()
+    assert not clock.queue.give_back(first, clock.now)
+    assert clock.queue.is_undecided(second)
+    clock.pass_(second)
+    assert (clock.queue.stored, clock.queue.held) == (1, 0)
+
+
 def test_copies_of_several_batches_are_kept_apart(clock: Clock) -> None:
     firsts = [take_new(clock, number) for number in (1, 2, 3)]
     assert clock.queue.duplicate_in_flight(clock.now, older_than=0.0) == 3

@@ -64,34 +64,71 @@ def test_what_is_left_of_a_portion_keeps_its_place_and_takes_more_rows() -> None
 
 
 @given(
-    before=st.lists(st.integers(0, 90), max_size=12),
-    lengths=st.lists(st.integers(0, 90), max_size=40),
+    before=st.lists(st.integers(0, 90), max_size=25),
+    lengths=st.lists(st.integers(0, 90) | st.integers(0, 6 * SIZE), max_size=40),
     skipped=st.integers(0, 2),
     request_bytes=st.sampled_from([4 * SIZE, 100 * SIZE]),
 )
-def test_rows_that_come_together_are_portioned_like_rows_that_come_one_by_one(
+def test_a_portion_takes_rows_until_the_next_one_would_be_too_much(
     before: list[int], lengths: list[int], skipped: int, request_bytes: int
 ) -> None:
-    together, one_by_one = (
-        fresh_rows(0, request_bytes=request_bytes),
-        fresh_rows(0, request_bytes=request_bytes),
-    )
+    fresh = fresh_rows(0, request_bytes=request_bytes)
     rows = [make_row(number, "x" * length) for number, length in enumerate([*before, *lengths])]
-    for fresh in (together, one_by_one):
-        fresh.absorb(rows[: len(before)], 7.0)
-        fresh.position += skipped
-        fresh.skipped += skipped
-    together.absorb(rows[len(before) :], 8.0)
-    for row in rows[len(before) :]:
-        one_by_one.absorb([row], 8.0)
-    assert portions_of(together) == portions_of(one_by_one)
-    assert together.added_bytes == one_by_one.added_bytes
-    assert together.position == one_by_one.position == len(rows) + skipped
+    first, more = rows[: len(before)], rows[len(before) :]
+    inbox = list(first)
+    fresh.absorb(inbox, 7.0)
+    fresh.position += skipped
+    fresh.skipped += skipped
+    inbox += more
+    fresh.absorb(inbox, 8.0)
+    assert inbox == []
+    if skipped:
+        wanted = [*greedy(first, request_bytes), *greedy(more, request_bytes)]
+    else:
+        wanted = greedy(rows, request_bytes)
+    assert portions_of(fresh) == [(number_of(some), size_of(some)) for some in wanted]
+    assert fresh.added_bytes == size_of(rows)
+    assert fresh.position == len(rows) + skipped
 
 
-def portions_of(fresh: FreshRows) -> list[tuple[list[int], list[int], int]]:
-    portions = []
-    while fresh.first < inf:
-        batch = fresh.take(10, 9.0, {})
-        portions.append((numbers(batch), list(batch.positions), batch.size))
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=40), st.integers(0, 30))
+def test_rows_may_be_sent_in_another_order(lengths: list[int], sent: int) -> None:
+    fresh = fresh_rows(0, request_bytes=100 * SIZE)
+    rows = [make_row(number, "x" * length) for number, length in enumerate(lengths)]
+    fresh.absorb(list(rows), 7.0)
+    fresh.absorb([make_row(99)], 8.0)
+    rows.append(make_row(99))
+    count = len(fresh.take(sent, 9.0, {}).rows) if sent else 0
+    left = rows[count:]
+    if left:
+        since = fresh._portions[0].since
+        fresh.rearrange(lambda some: [*some][::-1])
+        assert {portion.since for portion in fresh._portions} == {since}
+    wanted = greedy(left[::-1], 100 * SIZE)
+    assert portions_of(fresh) == [(number_of(some), size_of(some)) for some in wanted]
+    assert (fresh.position, fresh.added_bytes) == (len(rows), size_of(rows))
+    assert fresh.first == (count if left else inf)
+
+
+def greedy(rows: list[Row], request_bytes: int) -> list[list[Row]]:
+    """The same, as simple as can be."""
+    portions: list[list[Row]] = []
+    for row in rows:
+        last = portions[-1] if portions else []
+        if last and len(last) < 10 and size_of([*last, row]) <= request_bytes:
+            last.append(row)
+        else:
+            portions.append([row])
     return portions
+
+
+def portions_of(fresh: FreshRows) -> list[tuple[list[str], int]]:
+    return [(number_of(portion.rows), portion.size) for portion in fresh._portions]
+
+
+def number_of(rows: list[Row]) -> list[str]:
+    return [row["event_id"] for row in rows]
+
+
+def size_of(rows: list[Row]) -> int:
+    return sum(map(row_bytes, rows))
