@@ -27,7 +27,7 @@ from lorc_eventlog.delivery.inbox import Inbox
 from lorc_eventlog.delivery.queue import DeliveryQueue
 from lorc_eventlog.events.envelope import to_row
 from lorc_eventlog.events.row import Row, row_bytes
-from scripted_bigquery import ScriptedBigQuery, delay, hang, status
+from scripted_bigquery import ScriptedBigQuery, hang, status
 
 
 def test_when_the_buffer_is_full_the_newest_are_dropped_and_counted(
@@ -48,12 +48,14 @@ def test_when_the_buffer_is_full_the_newest_are_dropped_and_counted(
 def test_what_is_on_its_way_counts_against_the_capacity(
     scripted: ScriptedBigQuery, client: bigquery.Client
 ) -> None:
-    scripted.script(delay(0.5))
+    scripted.script(hang())
     with running_writer(client, capacity=10, batch_rows=10) as writer:
         submit_events(writer, range(10))
         scripted.wait_for_rows(10)
         writer.submit(make_event(10))
         assert writer.stats().dropped == 1
+        scripted.stop()
+        scripted.start()
 
 
 def test_the_buffer_is_bounded_in_bytes_too(
