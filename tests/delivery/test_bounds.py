@@ -51,7 +51,7 @@ def test_what_is_on_its_way_counts_against_the_capacity(
     scripted.script(hang())
     with running_writer(client, capacity=10, batch_rows=10) as writer:
         submit_events(writer, range(10))
-        scripted.wait_for_rows(10)
+        scripted.wait_for_requests(1)
         writer.submit(make_event(10))
         assert writer.stats().dropped == 1
         scripted.stop()
